@@ -13,7 +13,7 @@
     │   ├── ParityError             a graph does not compute what its origin computes
     │   └── BudgetError             the accuracy or speed that the recipe asks for cannot be met
     ├── CalibrationError          the calibration data is missing, empty, or not finite
-    ├── RuntimeFailure            on the device
+    ├── DeviceError            on the device
     │   ├── EngineError             an engine could not load or run a graph
     │   ├── SourceError             a camera, microphone or file could not be opened or stopped giving data
     │   └── SessionClosedError      used after close
@@ -31,6 +31,7 @@ __all__ = [
     "BundleIntegrityError",
     "BundleVersionError",
     "CalibrationError",
+    "DeviceError",
     "EdgeMbmError",
     "EngineError",
     "ExportError",
@@ -39,7 +40,6 @@ __all__ = [
     "MissingDependencyError",
     "ParityError",
     "RecipeError",
-    "RuntimeFailure",
     "SessionClosedError",
     "SourceError",
     "TraceError",
@@ -102,21 +102,21 @@ class CalibrationError(EdgeMbmError):
     exit_code = 4
 
 
-class RuntimeFailure(EdgeMbmError):
+class DeviceError(EdgeMbmError):
     """Something failed while running on the device."""
 
     exit_code = 6
 
 
-class EngineError(RuntimeFailure):
+class EngineError(DeviceError):
     """An engine could not load or run a graph."""
 
 
-class SourceError(RuntimeFailure):
+class SourceError(DeviceError):
     """A camera, microphone or file could not be opened, or stopped giving data."""
 
 
-class SessionClosedError(RuntimeFailure):
+class SessionClosedError(DeviceError):
     """A session or live stream was used after it was closed."""
 
 

@@ -1,0 +1,707 @@
+"""The manifest, typed: modalities, tensors, components, variants and their evidence.
+
+Everything here is a frozen record that msgspec reads from and writes to JSON. ``Manifest.check`` holds the rules
+that types cannot: references resolve, the graph of components has no cycle, numbers are finite. A field that this
+version does not know is ignored on reading, so a newer minor version opens; a newer *major* version does not
+(``COMPATIBILITY.md``).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from edge_mbm.errors import BundleVersionError, ManifestError
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Asset",
+    "AudioModality",
+    "CalibrationRecord",
+    "Classification",
+    "Component",
+    "Decision",
+    "Decoder",
+    "Detector",
+    "Embedding",
+    "Encoder",
+    "ErrorFigures",
+    "FileEntry",
+    "GoldenSample",
+    "Head",
+    "ImageModality",
+    "ImageSteps",
+    "Input",
+    "LogMelSteps",
+    "Manifest",
+    "Modality",
+    "Output",
+    "Preprocess",
+    "Present",
+    "Provenance",
+    "RawSteps",
+    "Regions",
+    "Regression",
+    "Saliency",
+    "SensorModality",
+    "Sequence",
+    "SpeedFigures",
+    "State",
+    "Task",
+    "TensorSpec",
+    "TextModality",
+    "TokenSteps",
+    "Tokens",
+    "Variant",
+    "VideoModality",
+    "Window",
+    "decode_manifest",
+    "encode_manifest",
+    "json_schema",
+    "safe_path",
+]
+
+FORMAT_VERSION = "1.0"
+
+Name: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
+Path: TypeAlias = Annotated[str, Meta(min_length=1, max_length=255)]
+Sha256: TypeAlias = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+PositiveInt: TypeAlias = Annotated[int, Meta(ge=1)]
+Count: TypeAlias = Annotated[int, Meta(ge=0)]
+Nanoseconds: TypeAlias = Annotated[int, Meta(ge=0)]
+DType: TypeAlias = Literal["bool", "uint8", "int8", "int32", "int64", "float16", "float32"]
+Dim: TypeAlias = int | str
+"""A fixed size, or the name of a dimension that may vary ("batch")."""
+
+
+class Record(Struct, frozen=True, omit_defaults=True):
+    """Base of every manifest record: immutable, defaults left out of the JSON."""
+
+    # Each record repeats frozen (type checkers do not inherit it) and kw_only (msgspec does not).
+
+
+# --- tensors ---------------------------------------------------------------------------------------------------------
+
+
+class TensorSpec(Record, frozen=True, kw_only=True):
+    """One named tensor at the edge of a graph.
+
+    ``layout`` names the axes ("NHWC", "NTC", "ND"); ``unit`` says what a value is ("rgb 0..255", "log mel power").
+    """
+
+    dtype: DType
+    shape: tuple[Dim, ...]
+    layout: str | None = None
+    unit: str | None = None
+
+    def resolve(self, batch: int = 1) -> tuple[int, ...]:
+        """The shape with every named dimension set to ``batch``: what a device binds its buffers to."""
+        return tuple(dim if isinstance(dim, int) else batch for dim in self.shape)
+
+
+# --- modalities: what a sensor gives ---------------------------------------------------------------------------------
+
+
+class ImageModality(Record, frozen=True, kw_only=True, tag="image", tag_field="kind"):
+    """Single frames: uint8[H, W, 3], RGB, any size. The newest matters; an old one is dropped."""
+
+
+class VideoModality(Record, frozen=True, kw_only=True, tag="video", tag_field="kind"):
+    """Frames used several at a time: uint8[H, W, 3], RGB, at ``rate`` frames a second."""
+
+    rate: Annotated[float, Meta(gt=0)]
+
+
+class AudioModality(Record, frozen=True, kw_only=True, tag="audio", tag_field="kind"):
+    """A mono waveform, float32 at full scale +-1. Every sample matters: none is dropped without being counted."""
+
+    sample_rate: PositiveInt
+
+
+class TextModality(Record, frozen=True, kw_only=True, tag="text", tag_field="kind"):
+    """A prompt or transcript: str. The latest stays valid until the next."""
+
+
+class SensorModality(Record, frozen=True, kw_only=True, tag="sensor", tag_field="kind"):
+    """A vector from any other sensor (IMU, weather): float32 of ``shape``. The newest matters."""
+
+    shape: tuple[PositiveInt, ...]
+    unit: str | None = None
+
+
+Modality: TypeAlias = ImageModality | VideoModality | AudioModality | TextModality | SensorModality
+
+
+# --- preprocessing: host-side steps between a modality and a graph's input -------------------------------------------
+
+
+class ImageSteps(Record, frozen=True, kw_only=True, tag="image", tag_field="steps"):
+    """Frame to uint8[1, height, width, channels]; scaling to float happens in the graph."""
+
+    height: PositiveInt
+    width: PositiveInt
+    color: Literal["rgb", "bgr", "gray"] = "rgb"
+    fit: Literal["stretch", "crop", "letterbox"] = "stretch"
+
+
+class LogMelSteps(Record, frozen=True, kw_only=True, tag="log_mel", tag_field="steps"):
+    """Waveform window to float32[1, frames, n_mels]; ``preprocess.LogMel`` gives each field's meaning."""
+
+    sample_rate: PositiveInt
+    window_length: PositiveInt
+    hop_length: PositiveInt
+    n_fft: PositiveInt
+    n_mels: PositiveInt
+    f_min: Annotated[float, Meta(ge=0)] = 0.0
+    f_max: Annotated[float, Meta(gt=0)] | None = None
+    floor: Annotated[float, Meta(gt=0)] = 1e-6
+
+
+class TokenSteps(Record, frozen=True, kw_only=True, tag="tokens", tag_field="steps"):
+    """Text to int64[1, max_length] with the tokenizer in ``asset``."""
+
+    asset: Name
+    max_length: PositiveInt
+
+
+class RawSteps(Record, frozen=True, kw_only=True, tag="raw", tag_field="steps"):
+    """The data as it comes, with a leading batch axis."""
+
+
+Preprocess: TypeAlias = ImageSteps | LogMelSteps | TokenSteps | RawSteps
+
+
+# --- tasks: what an output means -------------------------------------------------------------------------------------
+
+
+class Classification(Record, frozen=True, kw_only=True, tag="classification", tag_field="task"):
+    """One score per class. ``labels`` names the asset with one label a line, in order."""
+
+    labels: Name
+    activation: Literal["softmax", "sigmoid", "none"] = "softmax"
+    """What turns the graph's numbers into scores; "none" when the graph already gives scores."""
+
+
+class Embedding(Record, frozen=True, kw_only=True, tag="embedding", tag_field="task"):
+    """A vector; ``normalized`` when its L2 norm is 1."""
+
+    normalized: bool = False
+
+
+class Sequence(Record, frozen=True, kw_only=True, tag="sequence", tag_field="task"):
+    """One embedding or distribution per time step."""
+
+
+class Regions(Record, frozen=True, kw_only=True, tag="regions", tag_field="task"):
+    """Boxes in the input image, with scores."""
+
+    landmarks: Count = 0
+
+
+class Saliency(Record, frozen=True, kw_only=True, tag="saliency", tag_field="task"):
+    """One importance per frame or pixel."""
+
+
+class Tokens(Record, frozen=True, kw_only=True, tag="tokens", tag_field="task"):
+    """Token ids or their logits, read with ``tokenizer``."""
+
+    tokenizer: Name
+
+
+class Regression(Record, frozen=True, kw_only=True, tag="regression", tag_field="task"):
+    """Quantities in ``unit``."""
+
+    unit: str | None = None
+
+
+Task: TypeAlias = Classification | Embedding | Sequence | Regions | Saliency | Tokens | Regression
+
+
+# --- components ------------------------------------------------------------------------------------------------------
+
+
+class Input(Record, frozen=True, kw_only=True):
+    """A graph input and where its data comes from.
+
+    ``source`` is a modality ("image") or another component's output ("image_encoder.embedding").
+    """
+
+    source: str
+    tensor: TensorSpec
+    preprocess: Preprocess = field(default_factory=RawSteps)
+
+
+class Output(Record, frozen=True, kw_only=True):
+    """A graph output and what it means."""
+
+    tensor: TensorSpec
+    task: Task
+
+
+class State(Record, frozen=True, kw_only=True):
+    """A tensor carried from one call to the next: output ``output`` becomes input ``input``; it starts as zeros."""
+
+    input: Name
+    output: Name
+    tensor: TensorSpec
+
+
+class Window(Record, frozen=True, kw_only=True):
+    """The span of a stream that one call sees, in samples (audio) or frames (video), and the step to the next."""
+
+    length: PositiveInt
+    hop: PositiveInt
+
+
+class Present(Record, frozen=True, kw_only=True):
+    """The mask input of a head: float32[batch, len(order)], 1 where that modality is there, else 0."""
+
+    input: Name
+    order: tuple[Name, ...]
+
+
+class ErrorFigures(Record, frozen=True, kw_only=True):
+    """How far a variant is from the framework it came from, on samples that calibration never saw."""
+
+    samples: Count
+    cosine: float
+    """Lowest mean cosine similarity over the outputs."""
+    sqnr_db: float
+    """Lowest signal to quantization-noise ratio over the outputs, dB; capped at 120 so that it is always finite."""
+    max_abs: float
+    agreement: float | None = None
+    """Share of samples with the same label as the reference; heads only, or through the fused heads for encoders."""
+    accuracy: float | None = None
+    """Accuracy against the truth of the fused result with this variant in place, where the recordings are labelled."""
+
+
+class SpeedFigures(Record, frozen=True, kw_only=True):
+    """Time of one call at batch 1, measured side by side with fp32 in one process."""
+
+    host: str
+    """CPU model, engine and version, threads: a figure means nothing elsewhere."""
+    median_us: float
+    iqr_us: float
+    speedup: float
+    """fp32's median over this one's."""
+
+
+class Decision(Record, frozen=True, kw_only=True):
+    """Whether a variant ships, and why, in a sentence with the figures."""
+
+    kept: bool
+    reason: str
+
+
+class Variant(Record, frozen=True, kw_only=True):
+    """One precision of one component's graph for one kind of target, with the evidence for its decision.
+
+    ``graph`` is absent when the variant was tried and not kept. ``error`` or ``speed`` is absent when unmeasured;
+    the decision then says so.
+    """
+
+    target: Literal["any", "x86-cpu", "arm-cpu", "tensorrt"]
+    precision: Literal["fp32", "fp16", "int8"]
+    decision: Decision
+    opset: PositiveInt
+    graph: Path | None = None
+    error: ErrorFigures | None = None
+    speed: SpeedFigures | None = None
+
+
+class _Component(Record, frozen=True, kw_only=True):
+    inputs: dict[Name, Input]
+    outputs: dict[Name, Output]
+    variants: dict[str, Variant]
+    states: tuple[State, ...] = ()
+
+
+class Encoder(_Component, frozen=True, kw_only=True, tag="encoder", tag_field="kind"):
+    """Modality, or another component's output, to embedding or tokens."""
+
+    window: Window | None = None
+    """For streams (audio, video): without it each item is encoded by itself."""
+
+
+class Head(_Component, frozen=True, kw_only=True, tag="head", tag_field="kind"):
+    """Embeddings to a task output, once for every sample of its pivot modality."""
+
+    pivot: Name
+    """The modality whose capture time is the result's."""
+    deadline_ns: Nanoseconds
+    """How long after the pivot's time the others are waited for."""
+    tolerance_ns: dict[Name, Nanoseconds] = {}
+    """Per other modality: the greatest age, against the pivot, at which it still counts as present."""
+    present: Present | None = None
+    """Without it no modality may be missing, and a pivot that lacks one gives no result."""
+
+
+class Detector(_Component, frozen=True, kw_only=True, tag="detector", tag_field="kind"):
+    """Image to regions, which feed an encoder crop by crop."""
+
+    max_regions: PositiveInt
+    score_threshold: float = 0.5
+
+
+class Decoder(_Component, frozen=True, kw_only=True, tag="decoder", tag_field="kind"):
+    """Embedding to text, token by token or by CTC."""
+
+    algorithm: Literal["autoregressive", "ctc"]
+    tokenizer: Name
+    max_tokens: PositiveInt
+
+
+Component: TypeAlias = Encoder | Head | Detector | Decoder
+
+
+# --- the rest of the bundle ------------------------------------------------------------------------------------------
+
+
+class Asset(Record, frozen=True, kw_only=True):
+    """A file that components refer to by name."""
+
+    kind: Literal["labels", "tokenizer", "report", "other"]
+    path: Path
+
+
+class FileEntry(Record, frozen=True, kw_only=True):
+    """Size and digest of one file; ``manifest.json`` itself is not listed."""
+
+    sha256: Sha256
+    size: Count
+
+
+class GoldenSample(Record, frozen=True, kw_only=True):
+    """Real input and the reference's output, kept to be replayed on the device.
+
+    Inputs are modality -> ``.npy`` as a source would push it; outputs are "component.output" -> ``.npy`` float32,
+    computed by the framework the model came from.
+    """
+
+    id: str
+    inputs: dict[Name, Path]
+    outputs: dict[str, Path]
+
+
+class CalibrationRecord(Record, frozen=True, kw_only=True):
+    """What the ranges were taken from."""
+
+    samples: Count
+    data_sha256: Sha256
+    method: str
+    description: str = ""
+
+
+class Provenance(Record, frozen=True, kw_only=True):
+    """What made this bundle. No clock and no host name: the same inputs give the same bytes."""
+
+    recipe_sha256: Sha256
+    model_sha256: Sha256
+    versions: dict[str, str]
+    calibration: CalibrationRecord | None = None
+
+
+class Manifest(Record, frozen=True, kw_only=True):
+    """``manifest.json``: everything a device needs to know, and nothing it must execute."""
+
+    format: Literal["edge-mbm"] = "edge-mbm"
+    format_version: Annotated[str, Meta(pattern=r"^[0-9]{1,4}\.[0-9]{1,4}$")] = FORMAT_VERSION
+    name: Annotated[str, Meta(min_length=1, max_length=128)]
+    description: str = ""
+    modalities: dict[Name, Modality]
+    components: dict[Name, Component]
+    default_heads: tuple[Name, ...] = ()
+    """Heads that a session runs unless told otherwise; empty means all."""
+    assets: dict[Name, Asset] = {}
+    golden: tuple[GoldenSample, ...] = ()
+    files: dict[Path, FileEntry]
+    provenance: Provenance | None = None
+
+    def heads(self) -> dict[str, Head]:
+        """The heads, in the manifest's order."""
+        return {name: c for name, c in self.components.items() if isinstance(c, Head)}
+
+    def order(self) -> tuple[str, ...]:
+        """Component names such that each comes after those it takes input from; ties keep the manifest's order.
+
+        Raises:
+            ManifestError: the components form a cycle.
+        """
+        sorter = TopologicalSorter({name: _upstream(c) for name, c in self.components.items()})
+        try:
+            return tuple(sorter.static_order())
+        except CycleError as error:
+            cycle = " -> ".join(reversed(error.args[1]))
+            raise ManifestError(
+                f"components form a cycle: {cycle}. A component may only use earlier outputs."
+            ) from None
+
+    def modalities_of(self, component: str) -> tuple[str, ...]:
+        """Modalities that a component depends on, directly or through others, in the manifest's order."""
+        found: set[str] = set()
+        seen: set[str] = set()
+        pending = [component]
+        while pending:
+            current = pending.pop()
+            if current in seen:
+                continue
+            seen.add(current)
+            sources = {value.source for value in self.components[current].inputs.values()}
+            found |= sources & self.modalities.keys()
+            pending += [source.partition(".")[0] for source in sources - self.modalities.keys()]
+        return tuple(name for name in self.modalities if name in found)
+
+    def check(self) -> None:
+        """Apply every rule that the types do not carry.
+
+        Raises:
+            ManifestError: names the component and field, and what is expected.
+        """
+        for problem in _problems(self):
+            raise ManifestError(problem)
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """Read and check ``manifest.json``.
+
+    Raises:
+        BundleVersionError: the format's major version is not ours.
+        ManifestError: not JSON, wrong types (with the path to the value), or a rule of ``Manifest.check`` broken.
+    """
+    try:
+        header = msgspec.json.decode(data, type=_Header)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ManifestError(f"manifest.json is not an edge-mbm manifest: {error}") from error
+    major = FORMAT_VERSION.partition(".")[0]
+    if header.format_version.partition(".")[0] != major:
+        raise BundleVersionError(
+            f"the bundle has format version {header.format_version}; this edge-mbm reads {major}.x. "
+            "Install an edge-mbm that knows it, or export the bundle again."
+        )
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.ValidationError as error:
+        raise ManifestError(f"manifest.json: {error}") from error
+    manifest.check()
+    return manifest
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Canonical JSON: indented, one newline at the end, keys in declaration order. Equal manifests, equal bytes."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of ``manifest.json``, made from these types."""
+    schema = msgspec.json.schema(Manifest)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*")
+
+
+def safe_path(path: str) -> bool:
+    """Whether a bundle may hold this path: relative, ``/`` between plain names, no leading dot, so no ``..``."""
+    return len(path) <= 255 and _PATH.fullmatch(path) is not None
+
+
+class _Header(Struct):
+    format: Literal["edge-mbm"]
+    format_version: Annotated[str, Meta(pattern=r"^[0-9]{1,4}\.[0-9]{1,4}$")]
+
+
+# --- rules -----------------------------------------------------------------------------------------------------------
+
+
+def _upstream(component: Component) -> set[str]:
+    return {value.source.partition(".")[0] for value in component.inputs.values() if "." in value.source}
+
+
+def _problems(manifest: Manifest) -> Iterator[str]:
+    """Every broken rule, in words; the first is what the user sees."""
+    yield from _number_problems(msgspec.to_builtins(manifest), "manifest")
+    if not manifest.modalities:
+        yield "modalities is empty: a bundle needs at least one input modality"
+    for path in manifest.files:
+        if not safe_path(path):
+            yield f"files lists '{path}': paths are relative, with plain names between '/' and no leading dots"
+    manifest.order()
+    for name, component in manifest.components.items():
+        yield from _component_problems(manifest, name, component)
+    for head in manifest.default_heads:
+        if head not in manifest.heads():
+            yield f"default_heads names '{head}', which is not a head; heads are {sorted(manifest.heads())}"
+    for name, asset in manifest.assets.items():
+        yield from _file_problems(manifest, asset.path, f"assets.{name}.path")
+    for sample in manifest.golden:
+        yield from _golden_problems(manifest, sample)
+
+
+def _number_problems(value: object, where: str) -> Iterator[str]:
+    # JSON has no NaN, but 1e999 reads as infinity.
+    if isinstance(value, float) and not math.isfinite(value):
+        yield f"{where} is {value}: numbers must be finite"
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _number_problems(item, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _number_problems(item, f"{where}[{index}]")
+
+
+def _component_problems(manifest: Manifest, name: str, component: Component) -> Iterator[str]:
+    where = f"components.{name}"
+    if not component.inputs or not component.outputs:
+        yield f"{where} needs at least one input and one output"
+    for key, value in component.inputs.items():
+        yield from _source_problems(manifest, value, f"{where}.inputs.{key}")
+        yield from _shape_problems(value.tensor, f"{where}.inputs.{key}.tensor")
+    for key, output in component.outputs.items():
+        yield from _shape_problems(output.tensor, f"{where}.outputs.{key}.tensor")
+        yield from _task_problems(manifest, output.task, f"{where}.outputs.{key}.task")
+    for state in component.states:
+        yield from _shape_problems(state.tensor, f"{where}.states.{state.input}.tensor")
+    yield from _tensor_name_problems(component, where)
+    yield from _variant_problems(manifest, component, where)
+    if isinstance(component, Head):
+        yield from _head_problems(manifest, name, component)
+    elif isinstance(component, Encoder):
+        yield from _window_problems(manifest, component, where)
+    elif isinstance(component, Decoder):
+        yield from _asset_problems(manifest, component.tokenizer, f"{where}.tokenizer")
+
+
+def _source_problems(manifest: Manifest, value: Input, where: str) -> Iterator[str]:
+    if "." not in value.source:
+        if value.source not in manifest.modalities:
+            yield f"{where}.source is '{value.source}', not one of the modalities {sorted(manifest.modalities)}"
+        return
+    upstream, _, output = value.source.partition(".")
+    if upstream not in manifest.components:
+        yield f"{where}.source is '{value.source}', but there is no component '{upstream}'"
+        return
+    produced = manifest.components[upstream].outputs
+    if output not in produced:
+        yield f"{where}.source is '{value.source}', but '{upstream}' gives {sorted(produced)}"
+    elif not _compatible(produced[output].tensor, value.tensor):
+        yield (
+            f"{where} is {_show(value.tensor)}, but '{value.source}' gives {_show(produced[output].tensor)}: "
+            "shape and dtype must match"
+        )
+
+
+def _compatible(produced: TensorSpec, consumed: TensorSpec) -> bool:
+    if produced.dtype != consumed.dtype or len(produced.shape) != len(consumed.shape):
+        return False
+    return all(
+        a == b or isinstance(a, str) or isinstance(b, str) for a, b in zip(produced.shape, consumed.shape, strict=True)
+    )
+
+
+def _show(tensor: TensorSpec) -> str:
+    return f"{tensor.dtype}[{', '.join(map(str, tensor.shape))}]"
+
+
+def _shape_problems(tensor: TensorSpec, where: str) -> Iterator[str]:
+    for dim in tensor.shape:
+        if isinstance(dim, int) and not 1 <= dim <= 2**31:
+            yield f"{where}.shape has the dimension {dim}: use a positive size, or a name where it may vary"
+    if math.prod(tensor.resolve()) > 2**31:
+        yield f"{where}.shape {list(tensor.shape)} has more than 2^31 elements"
+
+
+def _task_problems(manifest: Manifest, task: Task, where: str) -> Iterator[str]:
+    if isinstance(task, Classification):
+        yield from _asset_problems(manifest, task.labels, f"{where}.labels")
+    elif isinstance(task, Tokens):
+        yield from _asset_problems(manifest, task.tokenizer, f"{where}.tokenizer")
+
+
+def _asset_problems(manifest: Manifest, name: str, where: str) -> Iterator[str]:
+    if name not in manifest.assets:
+        yield f"{where} names the asset '{name}', which is not among {sorted(manifest.assets)}"
+
+
+def _tensor_name_problems(component: Component, where: str) -> Iterator[str]:
+    names = [*component.inputs, *component.outputs]
+    names += [tensor for state in component.states for tensor in (state.input, state.output)]
+    if isinstance(component, Head) and component.present:
+        names.append(component.present.input)
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"{where} uses the tensor name '{name}' twice: inputs, outputs and states need names of their own"
+
+
+def _variant_problems(manifest: Manifest, component: Component, where: str) -> Iterator[str]:
+    if not any(variant.graph for variant in component.variants.values()):
+        yield f"{where}.variants keeps no graph, so the component cannot run"
+    for key, variant in component.variants.items():
+        if variant.graph is not None:
+            yield from _file_problems(manifest, variant.graph, f"{where}.variants.{key}.graph")
+        if (variant.graph is not None) != variant.decision.kept:
+            yield f"{where}.variants.{key}: a kept variant has a graph, and one not kept has none"
+        if not variant.decision.reason.strip():
+            yield f"{where}.variants.{key}.decision has no reason"
+
+
+def _window_problems(manifest: Manifest, component: Encoder, where: str) -> Iterator[str]:
+    streams = [
+        v
+        for v in component.inputs.values()
+        if isinstance(manifest.modalities.get(v.source), AudioModality | VideoModality)
+    ]
+    if streams and component.window is None:
+        yield f"{where} reads a stream, so it needs a window (length and hop)"
+    if component.window is not None and len(component.inputs) != 1:
+        yield f"{where} has a window and {len(component.inputs)} inputs: a windowed encoder reads exactly one stream"
+    for value in streams:
+        modality, steps = manifest.modalities[value.source], value.preprocess
+        if isinstance(modality, AudioModality) and isinstance(steps, LogMelSteps):
+            if steps.sample_rate != modality.sample_rate:
+                yield f"{where} expects {steps.sample_rate} Hz, but '{value.source}' has {modality.sample_rate} Hz"
+            if component.window and component.window.length < steps.window_length:
+                yield f"{where}.window.length is shorter than one log-mel window of {steps.window_length} samples"
+
+
+def _head_problems(manifest: Manifest, name: str, head: Head) -> Iterator[str]:
+    where = f"components.{name}"
+    if any(value.source in manifest.modalities for value in head.inputs.values()):
+        yield f"{where} reads a modality directly: a head takes encoder outputs"
+        return
+    if any(value.source.partition(".")[0] not in manifest.components for value in head.inputs.values()):
+        return
+    used = manifest.modalities_of(name)
+    if head.pivot not in used:
+        yield f"{where}.pivot is '{head.pivot}', which it does not depend on; it depends on {list(used)}"
+    for modality in head.tolerance_ns:
+        if modality not in used:
+            yield f"{where}.tolerance_ns names '{modality}', which it does not depend on; it depends on {list(used)}"
+    for modality in used:
+        others = modality != head.pivot and not isinstance(manifest.modalities[modality], TextModality)
+        if others and modality not in head.tolerance_ns:
+            yield f"{where}.tolerance_ns lacks '{modality}': say how old it may be against the pivot"
+    if head.present and sorted(head.present.order) != sorted(used):
+        yield f"{where}.present.order is {list(head.present.order)}, but it depends on {list(used)}"
+
+
+def _file_problems(manifest: Manifest, path: str, where: str) -> Iterator[str]:
+    if path not in manifest.files:
+        yield f"{where} is '{path}', which is not listed in files"
+
+
+def _golden_problems(manifest: Manifest, sample: GoldenSample) -> Iterator[str]:
+    where = f"golden '{sample.id}'"
+    for modality, path in sample.inputs.items():
+        if modality not in manifest.modalities:
+            yield f"{where} has an input for '{modality}', which is not a modality"
+        yield from _file_problems(manifest, path, where)
+    for output, path in sample.outputs.items():
+        component, _, tensor = output.partition(".")
+        if component not in manifest.components or tensor not in manifest.components[component].outputs:
+            yield f"{where} has a reference for '{output}', which no component gives"
+        yield from _file_problems(manifest, path, where)

@@ -407,7 +407,7 @@ class Provenance(Record, frozen=True, kw_only=True):
     calibration: CalibrationRecord | None = None
 
 
-class Manifest(Record, frozen=True, kw_only=True):
+class Manifest(Record, frozen=True, kw_only=True, omit_defaults=False):
     """``manifest.json``: everything a device needs to know, and nothing it must execute."""
 
     format: Literal["edge-mbm"] = "edge-mbm"

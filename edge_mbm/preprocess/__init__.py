@@ -1,5 +1,15 @@
 """Host-side steps, one implementation for training, calibration and the device."""
 
-from edge_mbm.preprocess.audio import LogMel, mel_filterbank
+from edge_mbm.preprocess.audio import LogMel, as_waveform, mel_filterbank
+from edge_mbm.preprocess.image import ImagePreprocessor, as_frame
+from edge_mbm.preprocess.steps import Preprocessor, build_preprocessor
 
-__all__ = ["LogMel", "mel_filterbank"]
+__all__ = [
+    "ImagePreprocessor",
+    "LogMel",
+    "Preprocessor",
+    "as_frame",
+    "as_waveform",
+    "build_preprocessor",
+    "mel_filterbank",
+]

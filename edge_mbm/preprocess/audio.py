@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from edge_mbm.errors import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["LogMel", "mel_filterbank"]
+__all__ = ["LogMel", "as_waveform", "mel_filterbank"]
 
 
 class LogMel:
@@ -81,6 +81,39 @@ class LogMel:
         mel: NDArray[np.float32] = power.astype(np.float32, copy=False) @ self._filters
         mel += self.floor
         return np.log(mel, out=mel)
+
+
+def as_waveform(data: object) -> NDArray[np.float32]:
+    """Check audio samples and bring them to mono float32 at full scale +-1.
+
+    Args:
+        data: int16 or float, [samples] or [samples, channels]; channels are averaged.
+
+    Returns:
+        float32[samples]; the same memory when it already is that.
+
+    Raises:
+        InputError: another dtype or shape, or NaN or infinite samples.
+    """
+    samples: NDArray[Any] = np.asarray(data)
+    if samples.ndim not in (1, 2) or 0 in samples.shape[1:] or samples.dtype.kind not in "fi":
+        raise _not_audio(samples)
+    if samples.dtype.kind == "i":
+        if samples.dtype != np.int16:
+            raise _not_audio(samples)
+        samples = samples.astype(np.float32) * np.float32(1 / 32768)
+    waveform: NDArray[np.float32] = samples.astype(np.float32, copy=False)
+    if waveform.ndim == 2:
+        waveform = waveform.mean(axis=1, dtype=np.float32)
+    if not np.isfinite(waveform).all():
+        raise InputError("the audio has NaN or infinite samples: repair them (zeros are silence) before pushing them")
+    return waveform
+
+
+def _not_audio(samples: NDArray[Any]) -> InputError:
+    return InputError(
+        f"audio is float or int16, [samples] or [samples, channels], got {samples.dtype}{list(samples.shape)}"
+    )
 
 
 @lru_cache(maxsize=8)

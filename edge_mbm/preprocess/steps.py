@@ -1,0 +1,99 @@
+"""From the manifest's steps to the code that does them: the one place calibration, parity and the device go through."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from edge_mbm.errors import InputError, ManifestError
+from edge_mbm.preprocess.audio import LogMel, as_waveform
+from edge_mbm.preprocess.image import ImagePreprocessor
+from edge_mbm.spec import ImageSteps, LogMelSteps, Preprocess, RawSteps, TensorSpec
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Preprocessor", "build_preprocessor"]
+
+
+class Preprocessor(Protocol):
+    """One raw item (a frame, an audio window, a vector) to a graph input with a batch axis of 1."""
+
+    shape: tuple[int, ...]
+
+    def __call__(self, data: object, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Write into ``out`` if given, else into a new array; raise InputError for data of the wrong form."""
+        ...
+
+
+def build_preprocessor(steps: Preprocess, tensor: TensorSpec) -> Preprocessor:
+    """The preprocessor for one graph input.
+
+    Args:
+        steps: what the manifest says to do.
+        tensor: the graph input that the result must fit, its named dimensions taken as 1.
+
+    Raises:
+        ManifestError: the steps do not give that tensor, or this version cannot do them.
+    """
+    preprocessor = _build(steps, tensor)
+    if isinstance(preprocessor, _LogMelPreprocessor):
+        fits = preprocessor.shape[2] == tensor.resolve()[-1] and len(tensor.shape) == 3
+    else:
+        fits = preprocessor.shape == tensor.resolve()
+    if not fits:
+        raise ManifestError(
+            f"the steps {type(steps).__name__} give {list(preprocessor.shape)}, the input is {list(tensor.shape)}"
+        )
+    return preprocessor
+
+
+def _build(steps: Preprocess, tensor: TensorSpec) -> Preprocessor:
+    if isinstance(steps, ImageSteps):
+        return ImagePreprocessor(steps)
+    if isinstance(steps, LogMelSteps):
+        return _LogMelPreprocessor(steps, tensor)
+    if isinstance(steps, RawSteps):
+        return _RawPreprocessor(tensor)
+    raise ManifestError(f"the manifest asks for the steps {type(steps).__name__}, which this edge-mbm cannot do yet")
+
+
+class _LogMelPreprocessor:
+    def __init__(self, steps: LogMelSteps, tensor: TensorSpec) -> None:
+        self._log_mel = LogMel(
+            sample_rate=steps.sample_rate,
+            window_length=steps.window_length,
+            hop_length=steps.hop_length,
+            n_fft=steps.n_fft,
+            n_mels=steps.n_mels,
+            f_min=steps.f_min,
+            f_max=steps.f_max,
+            floor=steps.floor,
+        )
+        self.shape = (*tensor.resolve()[:-1], steps.n_mels)
+
+    def __call__(self, data: object, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        features = self._log_mel(as_waveform(data))[None]
+        if out is None:
+            return features
+        if out.shape != features.shape:
+            raise InputError(f"the window gives {features.shape[1]} log-mel frames, the graph takes {out.shape[1]}")
+        out[...] = features
+        return out
+
+
+class _RawPreprocessor:
+    def __init__(self, tensor: TensorSpec) -> None:
+        self._dtype = np.dtype(tensor.dtype)
+        self.shape = tensor.resolve()
+
+    def __call__(self, data: object, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        item: NDArray[Any] = np.asarray(data)
+        if item.shape != self.shape[1:] or not np.can_cast(item.dtype, self._dtype, casting="same_kind"):
+            raise InputError(f"expected {self._dtype}{list(self.shape[1:])}, got {item.dtype}{list(item.shape)}")
+        if item.dtype.kind == "f" and not np.isfinite(item).all():
+            raise InputError("the data has NaN or infinite values: drop or repair such samples before pushing them")
+        result = np.empty(self.shape, self._dtype) if out is None else out
+        result[0] = item
+        return result

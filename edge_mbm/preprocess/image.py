@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ImagePreprocessor", "as_frame"]
 
-# ITU-R BT.601 luma in 14-bit fixed point, with OpenCV's rounding, so that both paths give the same bytes.
-_LUMA = np.array([4899, 9617, 1868], dtype=np.uint32)
+# ITU-R BT.601 luma in 15-bit fixed point, rounded to nearest.
+_LUMA = np.array([9798, 19235, 3735], dtype=np.uint32)
 
 
 class ImagePreprocessor:
@@ -30,7 +30,7 @@ class ImagePreprocessor:
 
     def __init__(self, steps: ImageSteps) -> None:
         self.steps = steps
-        self.shape = (1, steps.height, steps.width, 1 if steps.color == "gray" else 3)
+        self.shape: tuple[int, ...] = (1, steps.height, steps.width, 1 if steps.color == "gray" else 3)
 
     def __call__(self, data: object, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
         """Prepare one frame.
@@ -120,4 +120,4 @@ def _recolor(frame: NDArray[np.uint8], color: str, out: NDArray[np.uint8]) -> No
     elif frame.shape[2] == 1:
         out[...] = frame
     else:
-        out[:, :, 0] = (frame.astype(np.uint32) @ _LUMA + (1 << 13)) >> 14
+        out[:, :, 0] = (frame.astype(np.uint32) @ _LUMA + (1 << 14)) >> 15

@@ -1,0 +1,143 @@
+"""One component at work: its preprocessing, its engine, and the state it carries."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from edge_mbm.errors import EngineError
+from edge_mbm.preprocess import build_preprocessor
+from edge_mbm.runtime.engine import Engine
+from edge_mbm.spec import Encoder, Head
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["ComponentRunner", "Encoded", "EncoderNode"]
+
+_HISTORY = 128
+"""Outputs an encoder remembers at most, whatever the other modalities do (a stalled camera must not fill memory)."""
+
+
+class ComponentRunner:
+    """Feeds one engine and carries its states from call to call.
+
+    Args:
+        name: the component's.
+        component: encoder or head.
+        engine: loaded with one of its variants.
+    """
+
+    def __init__(self, name: str, component: Encoder | Head, engine: Engine) -> None:
+        self.name = name
+        self.component = component
+        self.engine = engine
+        self._sources = {value.source for value in component.inputs.values()}
+        self._prepare = {
+            key: build_preprocessor(value.preprocess, value.tensor)
+            for key, value in component.inputs.items()
+            if "." not in value.source
+        }
+        self._preprocess_stage, self._infer_stage = f"preprocess.{name}", f"infer.{name}"
+        self.reset()
+
+    def run(self, sources: Mapping[str, Any], stages: dict[str, int]) -> Mapping[str, NDArray[Any]]:
+        """One call; the outputs are the engine's buffers.
+
+        Args:
+            sources: per input's ``source``: a raw item of that modality, or another component's output.
+            stages: receives this call's times, ns.
+        """
+        started = perf_counter_ns()
+        given = {}
+        for key, value in self.component.inputs.items():
+            if key in self._prepare:
+                self._prepare[key](sources[value.source], out=self.engine.inputs[key])
+            else:
+                given[key] = sources[value.source]
+        prepared = perf_counter_ns()
+        outputs = self.engine.run(given)
+        for state in self.component.states:
+            np.copyto(self.engine.inputs[state.input], outputs[state.output])
+        if self._prepare:
+            stages[self._preprocess_stage] = prepared - started
+        stages[self._infer_stage] = perf_counter_ns() - prepared
+        return outputs
+
+    def reads(self, source: str) -> bool:
+        """Whether one of its inputs comes from ``source``."""
+        return source in self._sources
+
+    def reset(self) -> None:
+        """Start carried states from zeros."""
+        for state in self.component.states:
+            self.engine.inputs[state.input][...] = 0
+
+    @contextmanager
+    def fresh_state(self) -> Iterator[None]:
+        """Zero states inside, the carried ones again afterwards."""
+        kept = {state.input: self.engine.inputs[state.input].copy() for state in self.component.states}
+        self.reset()
+        try:
+            yield
+        finally:
+            for key, value in kept.items():
+                np.copyto(self.engine.inputs[key], value)
+
+
+class Encoded(NamedTuple):
+    """An encoder's outputs for one moment."""
+
+    t: int
+    outputs: Mapping[str, NDArray[Any]]
+    stages: Mapping[str, int]
+
+
+class EncoderNode:
+    """An encoder and its recent outputs, so that a head can take the one that was current at its pivot's time."""
+
+    def __init__(self, runner: ComponentRunner) -> None:
+        self.runner = runner
+        self._recent: deque[Encoded] = deque(maxlen=_HISTORY)
+
+    def encode(self, sources: Mapping[str, Any], t: int, stages: dict[str, int]) -> Encoded:
+        """Run once and remember the outputs.
+
+        Raises:
+            EngineError: the engine failed, or an output is not finite; a carried state starts anew.
+        """
+        outputs = self.runner.run(sources, stages)
+        kept = {key: outputs[key].copy() for key in self.runner.component.outputs}
+        for key, value in kept.items():
+            if not np.isfinite(value).all():
+                self.runner.reset()
+                raise EngineError(
+                    f"'{self.runner.name}.{key}' is not finite at t = {t / 1e9:.3f} s: "
+                    "its input is out of the range it was made for, or the variant overflows (try --variant fp32)"
+                )
+        encoded = Encoded(t, kept, stages)
+        self._recent.append(encoded)
+        return encoded
+
+    def at(self, t: int) -> Encoded | None:
+        """The newest output of time ``t`` or before."""
+        return next((encoded for encoded in reversed(self._recent) if encoded.t <= t), None)
+
+    def forget_before(self, t: int) -> None:
+        """Keep what ``at`` may still be asked for from ``t`` on."""
+        while len(self._recent) > 1 and self._recent[1].t <= t:
+            self._recent.popleft()
+
+    def reset(self) -> None:
+        """Start carried states anew; what was encoded stays true for its time."""
+        self.runner.reset()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.runner.reset()
+        self._recent.clear()

@@ -1,0 +1,149 @@
+"""A video file's pictures and sound on one time base, decoded by PyAV."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_mbm.errors import MissingDependencyError, SourceError
+from edge_mbm.runtime.source import Sample
+
+__all__ = ["FileSource"]
+
+_SECOND = 1_000_000_000
+_LOOKAHEAD_NS = 5 * _SECOND
+"""How far one stream may be ahead of the other in the file before samples are handed out unsorted by arrival."""
+
+
+class FileSource:
+    """Plays the first video and the first audio stream of a file.
+
+    Times are the file's presentation times in ns, so sound and picture share one clock. Frames are uint8[H, W, 3] RGB;
+    audio is float32[samples, channels] at the file's rate, which the session resamples.
+
+    Args:
+        path: anything that FFmpeg demuxes.
+        image: modality that the pictures are; None to leave them out.
+        audio: modality that the sound is; None to leave it out.
+
+    Raises:
+        MissingDependencyError: PyAV is not installed.
+        SourceError: the file cannot be opened, or has neither stream.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, image: str | None = "image", audio: str | None = "audio"
+    ) -> None:
+        self._av = _import_av()
+        self.path = Path(path)
+        self._container = self._open()
+        streams = self._container.streams
+        self._names: dict[int, str] = {}
+        for modality, found in ((image, streams.video), (audio, streams.audio)):
+            if modality is not None and found:
+                self._names[found[0].index] = modality
+                found[0].thread_type = "SLICE"  # frame threads would hold several frames back
+        if not self._names:
+            self._container.close()
+            raise SourceError(f"{self.path} has no {' and no '.join(filter(None, (image, audio)))} stream to play")
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """See ``Source.modalities``."""
+        return tuple(self._names.values())
+
+    @property
+    def duration(self) -> int | None:
+        """Length that the file claims, ns."""
+        return None if self._container.duration is None else self._container.duration * 1000
+
+    def samples(self) -> Iterator[Sample]:
+        """See ``Source.samples``: sorted by the moment at which a live source would have had them."""
+        return _in_order(self._decoded(), len(self._names))
+
+    def close(self) -> None:
+        """See ``Source.close``."""
+        self._container.close()
+
+    def _open(self) -> Any:
+        if not self.path.is_file():
+            raise SourceError(f"there is no file {self.path}")
+        try:
+            return self._av.open(str(self.path))
+        except (self._av.FFmpegError, ValueError) as error:
+            raise SourceError(f"{self.path} cannot be played: {error}. Is it a video file, and whole?") from error
+
+    def _decoded(self) -> Iterator[Sample]:
+        streams = [stream for stream in self._container.streams if stream.index in self._names]
+        last = 0
+        try:
+            for packet in self._container.demux(streams):
+                modality = self._names[packet.stream.index]
+                to_sample = _frame_sample if packet.stream.type == "video" else _audio_sample
+                for frame in packet.decode():
+                    if (sample := to_sample(modality, frame)) is not None:
+                        last = sample.t
+                        yield sample
+        except self._av.FFmpegError as error:
+            raise SourceError(f"{self.path} breaks off after {last / 1e9:.2f} s: {error}") from error
+
+
+def _frame_sample(modality: str, frame: Any) -> Sample | None:
+    if frame.pts is None:
+        return None
+    return Sample(modality, frame.to_ndarray(format="rgb24"), _nanoseconds(frame))
+
+
+def _audio_sample(modality: str, frame: Any) -> Sample | None:
+    # A negative time is the encoder's priming: it was never recorded.
+    if frame.pts is None or frame.pts < 0:
+        return None
+    data = frame.to_ndarray()
+    samples = data.T if frame.format.is_planar else data.reshape(-1, len(frame.layout.channels))
+    duration = frame.samples * _SECOND // frame.sample_rate
+    return Sample(modality, _to_float(samples), _nanoseconds(frame), duration, frame.sample_rate)
+
+
+def _to_float(samples: Any) -> Any:
+    if samples.dtype.kind == "f":
+        return samples.astype(np.float32, copy=False)
+    if samples.dtype == np.uint8:
+        return (samples.astype(np.float32) - 128) / 128
+    return samples.astype(np.float32) / float(np.iinfo(samples.dtype).max + 1)
+
+
+def _nanoseconds(frame: Any) -> int:
+    # Exact: a float of seconds would round differently from file to file.
+    return int(frame.pts * frame.time_base * _SECOND)
+
+
+def _in_order(decoded: Iterator[Sample], streams: int) -> Iterator[Sample]:
+    """Merge the streams by time of availability, holding back no more than a file's interleaving makes necessary."""
+    if streams == 1:
+        yield from decoded
+        return
+    waiting: list[tuple[int, int, Sample]] = []
+    reached: dict[str, int] = {}
+    for count, sample in zip(itertools.count(), decoded, strict=False):
+        available = sample.t + sample.duration
+        heapq.heappush(waiting, (available, count, sample))
+        reached[sample.modality] = available
+        safe = min(reached.values()) if len(reached) == streams else available - _LOOKAHEAD_NS
+        while waiting and waiting[0][0] <= max(safe, available - _LOOKAHEAD_NS):
+            yield heapq.heappop(waiting)[2]
+    while waiting:
+        yield heapq.heappop(waiting)[2]
+
+
+def _import_av() -> Any:
+    try:
+        import av  # noqa: PLC0415 - optional: a robot with its own cameras needs no files
+    except ImportError:
+        raise MissingDependencyError("av", "playing a file", "pip install 'edge-mbm[video]'") from None
+    return av

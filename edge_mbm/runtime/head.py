@@ -1,0 +1,124 @@
+"""A head at work: it waits for its modalities, runs, and says what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edge_mbm.errors import InputError
+from edge_mbm.runtime.align import Aligner, Match
+from edge_mbm.runtime.component import ComponentRunner
+from edge_mbm.runtime.result import Result, TaskOutput, interpret
+from edge_mbm.spec import Head, Input
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["HeadNode"]
+
+
+class HeadNode:
+    """One head with its aligner.
+
+    Args:
+        runner: its engine.
+        head: its manifest entry.
+        aligner: gathers what goes in.
+        modalities: that it depends on.
+        labels: per classifying output.
+        provider: execution providers of the head and of the encoders that feed it.
+    """
+
+    def __init__(
+        self,
+        runner: ComponentRunner,
+        head: Head,
+        aligner: Aligner,
+        *,
+        modalities: tuple[str, ...],
+        labels: Mapping[str, tuple[str, ...]],
+        provider: str,
+    ) -> None:
+        self.name = runner.name
+        self.aligner = aligner
+        self._runner = runner
+        self._head = head
+        self._modalities = modalities
+        self._labels = labels
+        self._provider = provider
+        self._seq = 0
+
+    def results(self, now: int) -> Iterator[Result]:
+        """Results of the pivots that are settled; their age is still 0."""
+        for match in self.aligner.settled(now):
+            stages = {"wait": match.wait}
+            for encoded in match.inputs.values():
+                stages.update(encoded.stages if encoded is not None else {})
+            outputs = self._run(self._sources(match), match.missing, stages)
+            yield self._result(outputs, match, stages, self._seq)
+            self._seq += 1
+
+    def infer(self, known: Mapping[str, Any], stages: dict[str, int]) -> tuple[Result, Mapping[str, NDArray[Any]]]:
+        """Run on what one shot has computed so far.
+
+        Args:
+            known: "component.output" -> array, and the modalities that were given.
+            stages: receives the times.
+
+        Returns:
+            The result, and the raw outputs by name.
+
+        Raises:
+            InputError: it cannot do without what is missing.
+        """
+        missing = tuple(modality for modality in self._modalities if modality not in known)
+        if missing and (self._head.present is None or len(missing) == len(self._modalities)):
+            raise InputError(f"head '{self.name}' cannot do without {list(missing)}: give it")
+        sources = {v.source: known.get(v.source, _zeros(v)) for v in self._head.inputs.values()}
+        outputs = self._run(sources, missing, stages)
+        match = Match(t=0, inputs={}, missing=missing, spread=0, wait=0, dropped=0)
+        return self._result(outputs, match, stages, 0), {key: outputs[key].copy() for key in self._head.outputs}
+
+    def _sources(self, match: Match) -> dict[str, NDArray[Any]]:
+        sources = {}
+        for key, encoded in match.inputs.items():
+            value = self._head.inputs[key]
+            output = value.source.partition(".")[2]
+            sources[value.source] = _zeros(value) if encoded is None else encoded.outputs[output]
+        return sources
+
+    def _run(
+        self, sources: Mapping[str, Any], missing: Iterable[str], stages: dict[str, int]
+    ) -> Mapping[str, NDArray[Any]]:
+        present = self._head.present
+        if present is not None:
+            mask = self._runner.engine.inputs[present.input]
+            mask[0] = [modality not in missing for modality in present.order]
+        return self._runner.run(sources, stages)
+
+    def _result(self, outputs: Mapping[str, Any], match: Match, stages: Mapping[str, int], seq: int) -> Result:
+        return Result(
+            head=self.name,
+            seq=seq,
+            t_capture=match.t,
+            age=0,
+            outputs=self._interpret(outputs),
+            missing=match.missing,
+            spread=match.spread,
+            dropped=match.dropped,
+            stage_ns=stages,
+            provider=self._provider,
+        )
+
+    def _interpret(self, outputs: Mapping[str, Any]) -> dict[str, TaskOutput]:
+        return {
+            key: interpret(output, outputs[key], self._labels.get(key, ()), f"'{self.name}.{key}'")
+            for key, output in self._head.outputs.items()
+        }
+
+
+def _zeros(value: Input) -> NDArray[Any]:
+    """What stands in for a missing modality; the present mask tells the head to look away."""
+    return np.zeros(value.tensor.resolve(), value.tensor.dtype)

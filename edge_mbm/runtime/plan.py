@@ -1,0 +1,128 @@
+"""Which components a session runs, and in which variant, decided before anything is loaded."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from edge_mbm.errors import InputError, ManifestError
+from edge_mbm.runtime.result import RUNNABLE_TASKS
+from edge_mbm.spec import AudioModality, Component, Encoder, Head, ImageModality, Manifest, SensorModality, Variant
+
+__all__ = ["Planned", "choose_heads", "choose_variant", "plan"]
+
+_RUNNABLE_MODALITIES = (ImageModality, AudioModality, SensorModality)
+_CPU_TARGETS = {"x86_64": "x86-cpu", "amd64": "x86-cpu", "aarch64": "arm-cpu", "arm64": "arm-cpu"}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One component as it will run."""
+
+    name: str
+    component: Encoder | Head
+    variant: str
+    graph: str
+
+
+def plan(manifest: Manifest, heads: Iterable[str] | None = None, variant: str = "auto") -> tuple[Planned, ...]:
+    """The components that the heads need, in an order that can be run, each with its variant.
+
+    Args:
+        manifest: of the bundle.
+        heads: heads to run; None means the manifest's default heads, or all if it names none.
+        variant: "auto" takes the fastest that was kept for this machine's CPU; a name takes that one, and fp32 where
+            a component does not have it.
+
+    Raises:
+        InputError: no such head or variant.
+        ManifestError: the heads need something that this version cannot run.
+    """
+    _check_variant_exists(manifest, variant)
+    needed = _upstream_of(manifest, choose_heads(manifest, heads))
+    planned = []
+    for name in manifest.order():
+        if name in needed:
+            component = _runnable(manifest, name)
+            chosen = choose_variant(name, component, variant)
+            planned.append(Planned(name, component, chosen, component.variants[chosen].graph or ""))
+    return tuple(planned)
+
+
+def choose_heads(manifest: Manifest, heads: Iterable[str] | None) -> tuple[str, ...]:
+    """The heads asked for, the default ones, or all.
+
+    Raises:
+        InputError: a name that is not a head, or none at all.
+    """
+    known = manifest.heads()
+    chosen = tuple(heads) if heads is not None else manifest.default_heads or tuple(known)
+    for head in chosen:
+        if head not in known:
+            raise InputError(f"there is no head '{head}' in '{manifest.name}'; it has {sorted(known)}")
+    if not chosen:
+        raise InputError(f"no head to run: '{manifest.name}' has {sorted(known)}")
+    return chosen
+
+
+def choose_variant(name: str, component: Component, wanted: str = "auto", machine: str | None = None) -> str:
+    """The variant of one component that runs on this machine's CPU.
+
+    Args:
+        name: the component's, for messages.
+        component: with its variants.
+        wanted: "auto", or a variant's name (fp32 where the component does not have it).
+        machine: as ``platform.machine()`` gives; this one's if None.
+
+    Raises:
+        ManifestError: no variant that was kept runs on a CPU of this kind.
+    """
+    target = _CPU_TARGETS.get((machine or platform.machine()).lower())
+    runnable = {key: v for key, v in component.variants.items() if v.graph and v.target in ("any", target)}
+    if not runnable:
+        raise ManifestError(f"'{name}' has no variant for this machine: it has {sorted(component.variants)}")
+    if wanted in runnable:
+        return wanted
+    if wanted != "auto" and "fp32" in runnable:
+        return "fp32"
+    return max(runnable, key=lambda key: _speedup(runnable[key]))
+
+
+def _speedup(variant: Variant) -> float:
+    return variant.speed.speedup if variant.speed else 1.0
+
+
+def _check_variant_exists(manifest: Manifest, variant: str) -> None:
+    known = {key for c in manifest.components.values() for key, v in c.variants.items() if v.graph}
+    if variant != "auto" and variant not in known:
+        raise InputError(f"no component of '{manifest.name}' has the variant '{variant}'; there are {sorted(known)}")
+
+
+def _upstream_of(manifest: Manifest, heads: Iterable[str]) -> set[str]:
+    needed: set[str] = set()
+    pending = list(heads)
+    while pending:
+        name = pending.pop()
+        if name not in needed:
+            needed.add(name)
+            sources = [value.source for value in manifest.components[name].inputs.values()]
+            pending += [source.partition(".")[0] for source in sources if "." in source]
+    return needed
+
+
+def _runnable(manifest: Manifest, name: str) -> Encoder | Head:
+    """The component, if everything about it can run in this version."""
+    component = manifest.components[name]
+    if not isinstance(component, Encoder | Head):
+        raise ManifestError(f"'{name}' is a {type(component).__name__.lower()}: this edge-mbm runs encoders and heads")
+    for value in component.inputs.values():
+        modality = manifest.modalities.get(value.source)
+        if modality is not None and not isinstance(modality, _RUNNABLE_MODALITIES):
+            raise ManifestError(f"'{name}' reads '{value.source}', a modality that this edge-mbm cannot run yet")
+        if isinstance(component, Head) and len(manifest.modalities_of(value.source.partition(".")[0])) != 1:
+            raise ManifestError(f"'{name}' reads '{value.source}', which joins several modalities: not supported yet")
+    for key, output in component.outputs.items():
+        if isinstance(component, Head) and not isinstance(output.task, RUNNABLE_TASKS):
+            raise ManifestError(f"'{name}.{key}' is a {type(output.task).__name__} task, which cannot run yet")
+    return component

@@ -1,0 +1,148 @@
+"""What a session gives: one frozen record per head and pivot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from msgspec import Struct
+
+from edge_mbm.errors import EngineError
+from edge_mbm.spec import Classification, Embedding, Output, Regression
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = [
+    "RUNNABLE_TASKS",
+    "ClassificationOutput",
+    "EmbeddingOutput",
+    "RegressionOutput",
+    "Result",
+    "TaskOutput",
+    "interpret",
+]
+
+RUNNABLE_TASKS = (Classification, Embedding, Regression)
+"""Tasks whose head outputs this version can hand out; the manifest may describe more."""
+
+
+class ClassificationOutput(Struct, frozen=True, eq=False):
+    """The best class and every class's score."""
+
+    label: str
+    score: float
+    index: int
+    scores: NDArray[np.float32]
+    """float32[classes]: probabilities for softmax and sigmoid, else what the graph gave."""
+    labels: tuple[str, ...]
+
+    def top(self, count: int) -> list[tuple[str, float]]:
+        """The ``count`` best (label, score) pairs, best first."""
+        best = np.argsort(-self.scores, kind="stable")[:count]
+        return [(self.labels[i], float(self.scores[i])) for i in best]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"label": self.label, "score": self.score, "scores": self.scores.tolist()}
+
+
+class EmbeddingOutput(Struct, frozen=True, eq=False):
+    """A vector, float32[dim]."""
+
+    vector: NDArray[np.float32]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"vector": self.vector.tolist()}
+
+
+class RegressionOutput(Struct, frozen=True, eq=False):
+    """Quantities, float32 of the output's shape without the batch axis, in ``unit``."""
+
+    values: NDArray[np.float32]
+    unit: str | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"values": self.values.tolist(), "unit": self.unit}
+
+
+TaskOutput: TypeAlias = ClassificationOutput | EmbeddingOutput | RegressionOutput
+
+
+class Result(Struct, frozen=True, kw_only=True, eq=False):
+    """One head's answer about one moment of its pivot modality. Times are monotonic ns."""
+
+    head: str
+    seq: int
+    """Counts this head's results from 0; a replay gives the same numbers."""
+    t_capture: int
+    """When the pivot sample was captured, on the clock of ``push``."""
+    age: int
+    """From that capture until the result was handed out, ns."""
+    outputs: Mapping[str, TaskOutput]
+    missing: tuple[str, ...]
+    """Modalities that the head had to do without."""
+    spread: int
+    """Between the oldest and the newest capture time that went in, ns."""
+    dropped: int
+    """Pivot samples that were skipped since this head's previous result."""
+    stage_ns: Mapping[str, int]
+    """Where the time went: "queue", "preprocess.NAME", "infer.NAME" and "wait" (for other modalities)."""
+    provider: str
+    """The execution providers that computed it, joined with "+"."""
+
+    @property
+    def output(self) -> TaskOutput:
+        """The only output of a head that has one; its first otherwise."""
+        return next(iter(self.outputs.values()))
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for JSON; ``age`` and ``stage_ns`` are the only ones a replay does not repeat."""
+        return {
+            "head": self.head,
+            "seq": self.seq,
+            "t_capture": self.t_capture,
+            "outputs": {key: value.as_json() for key, value in self.outputs.items()},
+            "missing": list(self.missing),
+            "spread": self.spread,
+            "dropped": self.dropped,
+            "provider": self.provider,
+            "age": self.age,
+            "stage_ns": dict(self.stage_ns),
+        }
+
+
+def interpret(output: Output, array: NDArray[Any], labels: tuple[str, ...], where: str) -> TaskOutput:
+    """Turn a head's raw output, batch 1, into what its task means.
+
+    Raises:
+        EngineError: the output is not finite, or has not one value per label.
+    """
+    values: NDArray[np.float32] = array[0].astype(np.float32)
+    if not np.isfinite(values).all():
+        raise EngineError(
+            f"{where} is not finite: an input is out of the range the model was made for, or it overflows"
+        )
+    if isinstance(output.task, Classification):
+        return _classify(output.task, values.reshape(-1), labels, where)
+    if isinstance(output.task, Regression):
+        return RegressionOutput(values, output.task.unit)
+    return EmbeddingOutput(values.reshape(-1))
+
+
+def _classify(
+    task: Classification, values: NDArray[np.float32], labels: tuple[str, ...], where: str
+) -> ClassificationOutput:
+    if len(labels) != len(values):
+        raise EngineError(f"{where} has {len(values)} classes and {len(labels)} labels: export the bundle again")
+    if task.activation == "softmax":
+        values = np.exp(values - values.max())
+        values /= values.sum()
+    elif task.activation == "sigmoid":
+        # tanh is exact where exp would overflow.
+        values = 0.5 * (1 + np.tanh(0.5 * values))
+    index = int(values.argmax())
+    return ClassificationOutput(labels[index], float(values[index]), index, values, labels)

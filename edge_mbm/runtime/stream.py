@@ -1,0 +1,186 @@
+"""What has been pushed and not yet encoded, per modality: newest-first frames, lossless audio. Both are bounded."""
+
+from __future__ import annotations
+
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from edge_mbm.errors import InputError, MissingDependencyError
+from edge_mbm.preprocess import as_waveform
+from edge_mbm.runtime.ring import AudioRing
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["MAX_SLIP_NS", "AudioStream", "Frame", "FrameStream", "Resampler", "Stream"]
+
+MAX_SLIP_NS = 50_000_000
+"""How far a block's time may be from the sample count before samples count as lost."""
+
+_SECOND = 1_000_000_000
+
+
+class Frame(NamedTuple):
+    """One item of a modality of which the newest matters."""
+
+    data: Any
+    t: int
+    pushed: int
+
+
+class FrameStream:
+    """A slot of one: a frame that waits is a frame that lies, so a newer one takes its place, and that is counted."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.dropped = 0
+        self.ended = False
+        self.bound: int | None = None
+        self._slot: Frame | None = None
+
+    def push(self, data: object, t: int) -> None:
+        """Put a frame in the slot; it is kept by reference until it is taken.
+
+        Raises:
+            InputError: its time is not after the previous one's.
+        """
+        if self.bound is not None and t <= self.bound:
+            raise InputError(f"'{self.name}' at t = {t} ns is not after the previous one at {self.bound} ns")
+        if self._slot is not None:
+            self.dropped += 1
+        self._slot = Frame(data, t, perf_counter_ns())
+        self.bound, self.ended = t, False
+
+    def end(self) -> None:
+        """No more will come."""
+        self.ended = True
+
+    def losses(self) -> dict[str, int]:
+        """Counts by cause."""
+        return {"superseded": self.dropped}
+
+    def take(self) -> Frame | None:
+        """Empty the slot."""
+        frame, self._slot = self._slot, None
+        return frame
+
+    def clear(self) -> None:
+        """Forget the frame and the time; the counter stays."""
+        self._slot = self.bound = None
+        self.ended = False
+
+
+class AudioStream:
+    """One ring per encoder that listens, so that each reads at its own window and hop.
+
+    Args:
+        name: the modality's.
+        sample_rate: that the encoders expect, Hz.
+        rings: of the encoders, in their order.
+    """
+
+    def __init__(self, name: str, sample_rate: int, rings: list[AudioRing]) -> None:
+        self.name = name
+        self.sample_rate = sample_rate
+        self.rings = rings
+        self.ended = False
+        self._resampler: Resampler | None = None
+
+    @property
+    def bound(self) -> int | None:
+        """Time up to which samples have come, ns."""
+        return self.rings[0].bound
+
+    def push(self, data: object, t: int, rate: int | None) -> list[bool]:
+        """Append a block to every ring.
+
+        Args:
+            data: see ``preprocess.as_waveform``.
+            t: capture time of its first sample, ns.
+            rate: its sample rate, Hz; None if it is the stream's own.
+
+        Returns:
+            Per ring: whether continuity was broken.
+        """
+        samples = as_waveform(data)
+        self.ended = False
+        if rate is not None and rate != self.sample_rate:
+            if self._resampler is None or self._resampler.rate != rate:
+                self._resampler = Resampler(rate, self.sample_rate)
+            samples, t = self._resampler(samples, t)
+        return [ring.push(samples, t) for ring in self.rings]
+
+    def losses(self) -> dict[str, int]:
+        """Counts by cause."""
+        return {"gaps": self.rings[0].gaps, "lost_samples": max(ring.lost_samples for ring in self.rings)}
+
+    def end(self) -> None:
+        """No more will come: push what the resampler still holds."""
+        if self._resampler is not None:
+            samples, t = self._resampler.finish()
+            for ring in self.rings:
+                ring.push(samples, t)
+            self._resampler = None
+        self.ended = True
+
+    def clear(self) -> None:
+        """Forget samples and time; the counters stay."""
+        self._resampler = None
+        self.ended = False
+        for ring in self.rings:
+            ring.clear()
+
+
+Stream: TypeAlias = FrameStream | AudioStream
+
+
+class Resampler:
+    """Streams mono audio from one rate to another with soxr, and keeps time by sample count.
+
+    Args:
+        rate: of what comes in, Hz.
+        target: of what goes out, Hz.
+
+    Raises:
+        MissingDependencyError: soxr is not installed.
+    """
+
+    def __init__(self, rate: int, target: int) -> None:
+        try:
+            import soxr  # noqa: PLC0415 - optional: not needed where the microphone has the model's rate
+        except ImportError:
+            remedy = "pip install soxr, or push audio at the model's rate"
+            raise MissingDependencyError("soxr", f"resampling from {rate} to {target} Hz", remedy) from None
+        if not 1_000 <= rate <= 768_000:
+            raise InputError(f"a sample rate of {rate} Hz is not one that a microphone has")
+        self.rate = rate
+        self._target = target
+        self._new: Any = lambda: soxr.ResampleStream(rate, target, 1, dtype="float32")
+        self._begin(0)
+
+    def __call__(self, samples: NDArray[np.float32], t: int) -> tuple[NDArray[np.float32], int]:
+        """Resample a block.
+
+        Returns:
+            float32[m] and the time of its first sample; m lags behind by the filter's delay and may be 0.
+        """
+        expected = self._anchor + self._taken * _SECOND // self.rate
+        if self._taken == 0 or abs(t - expected) > MAX_SLIP_NS:
+            self._begin(t)
+        self._taken += len(samples)
+        return self._emit(self._stream.resample_chunk(samples))
+
+    def finish(self) -> tuple[NDArray[np.float32], int]:
+        """What the filter still holds."""
+        return self._emit(self._stream.resample_chunk(np.zeros(0, np.float32), last=True))
+
+    def _begin(self, t: int) -> None:
+        self._stream = self._new()
+        self._anchor, self._taken, self._given = t, 0, 0
+
+    def _emit(self, samples: NDArray[np.float32]) -> tuple[NDArray[np.float32], int]:
+        t = self._anchor + self._given * _SECOND // self._target
+        self._given += len(samples)
+        return samples, t

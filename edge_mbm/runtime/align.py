@@ -97,11 +97,7 @@ class Aligner:
         return self._pending[0].t if self._pending else None
 
     def _is_settled(self, t: int, now: int) -> bool:
-        return now >= t + self._head.deadline_ns or all(self._passed(m, t) for m in self._others)
-
-    def _passed(self, modality: str, t: int) -> bool:
-        stream = self._streams[modality]
-        return stream.ended or (stream.bound is not None and stream.bound >= t)
+        return now >= t + self._head.deadline_ns or all(self._streams[m].passed(t) for m in self._others)
 
     def _current(self, key: str, t: int) -> Encoded | None:
         encoded = self._nodes[key].at(t)

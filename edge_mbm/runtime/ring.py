@@ -51,6 +51,11 @@ class AudioRing:
         """Time up to which samples have come, ns; None before the first."""
         return None if self._anchor is None else self._time(self._index + self._end - self._begin)
 
+    @property
+    def next_end(self) -> int | None:
+        """Time at the end of the next window, whether it is complete or not, ns; None before the first sample."""
+        return None if self._anchor is None else self._time(self._index + self._length)
+
     def push(self, samples: NDArray[np.float32], t: int) -> bool:
         """Append a block.
 

@@ -53,6 +53,10 @@ class FrameStream:
         self._slot = Frame(data, t, perf_counter_ns())
         self.bound, self.ended = t, False
 
+    def passed(self, t: int) -> bool:
+        """Whether nothing of time ``t`` or before can come any more."""
+        return self.ended or (self.bound is not None and self.bound >= t)
+
     def end(self) -> None:
         """No more will come."""
         self.ended = True
@@ -111,6 +115,11 @@ class AudioStream:
                 self._resampler = Resampler(rate, self.sample_rate)
             samples, t = self._resampler(samples, t)
         return [ring.push(samples, t) for ring in self.rings]
+
+    def passed(self, t: int) -> bool:
+        """Whether no window that ends at ``t`` or before is still to come."""
+        ends = [ring.next_end for ring in self.rings]
+        return self.ended or all(end is not None and end > t for end in ends)
 
     def losses(self) -> dict[str, int]:
         """Counts by cause."""

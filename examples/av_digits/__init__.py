@@ -1,0 +1,1 @@
+"""Audio-visual digits: handwritten and spoken, each too degraded to be read alone."""

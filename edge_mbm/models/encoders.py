@@ -34,7 +34,7 @@ class ConvEncoder(nn.Module):
     def __init__(
         self,
         *,
-        widths: Sequence[int] = (32, 64, 64),
+        widths: Sequence[int] = (32, 64, 64, 64),
         dim: int = 64,
         mean: Sequence[float] = (0.5,),
         std: Sequence[float] = (0.25,),
@@ -73,7 +73,9 @@ class GRUEncoder(nn.Module):
         features: per frame.
         hidden: units of each layer.
         dim: length of the embedding.
-        layers: stacked.
+        layers: of the GRU.
+        stack: frames joined into one step of the GRU; a chunk holds a multiple of it. The fewer steps, the faster it
+            trains and runs, and the shorter the past that it must remember.
         mean: of the features over the training data: one, or one per feature.
         std: the same.
     """
@@ -88,13 +90,15 @@ class GRUEncoder(nn.Module):
         hidden: int = 96,
         dim: int = 64,
         layers: int = 1,
+        stack: int = 1,
         mean: float | Sequence[float] = 0.0,
         std: float | Sequence[float] = 1.0,
     ) -> None:
         super().__init__()
         self.register_buffer("offset", torch.tensor(mean).expand(features).clone())
         self.register_buffer("scale", (1.0 / torch.tensor(std)).expand(features).clone())
-        self.gru = nn.GRU(features, hidden, layers, batch_first=True)
+        self.stack = stack
+        self.gru = nn.GRU(features * stack, hidden, layers, batch_first=True)
         self.project = nn.Linear(hidden, dim)
 
     def initial_state(self, batch: int = 1) -> Tensor:
@@ -102,7 +106,18 @@ class GRUEncoder(nn.Module):
         return torch.zeros(self.gru.num_layers, batch, self.gru.hidden_size)
 
     def every_step(self, features: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """The embedding after each frame, float32[B, T, dim], and the last state; arguments as in ``forward``."""
+        """Take in a chunk and embed every step of it, for training.
+
+        Args:
+            features: float32[B, T, features].
+            state: float32[layers, B, hidden].
+
+        Returns:
+            The embedding after each stack of frames, float32[B, T / stack, dim], and the next state, as ``forward``.
+
+        Raises:
+            InputError: T is not a multiple of ``stack``.
+        """
         outputs, next_state = self._run(features, state)
         return self.project(outputs), next_state
 
@@ -110,17 +125,23 @@ class GRUEncoder(nn.Module):
         """Take in a chunk.
 
         Args:
-            features: float32[B, T, features].
+            features: float32[B, T, features]; T is fixed in an exported graph.
             state: float32[layers, B, hidden], from the chunk before or ``initial_state``.
 
         Returns:
             The embedding after the last frame, float32[B, dim], and the next state, float32[layers, B, hidden].
+
+        Raises:
+            InputError: T is not a multiple of ``stack``.
         """
         outputs, next_state = self._run(features, state)
         return self.project(outputs[:, -1]), next_state
 
     def _run(self, features: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        outputs, next_state = self.gru((features - self.offset) * self.scale, state)
+        if features.shape[1] % self.stack:
+            raise InputError(f"a chunk is a multiple of {self.stack} frames long, got {features.shape[1]}")
+        steps = ((features - self.offset) * self.scale).unflatten(1, (-1, self.stack)).flatten(2)
+        outputs, next_state = self.gru(steps, state)
         return outputs, next_state
 
 

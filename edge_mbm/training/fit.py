@@ -74,7 +74,9 @@ def fit(
 
 def _update(model: nn.Module, value: Tensor, optimizer: torch.optim.Optimizer, clip_norm: float, step: int) -> None:
     if not torch.isfinite(value):
-        raise FloatingPointError(f"the loss is {value.item()} at step {step}: lower the learning rate, or check the data")
+        raise FloatingPointError(
+            f"the loss is {value.item()} at step {step}: lower the learning rate, or check the data"
+        )
     optimizer.zero_grad()
     value.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(model.parameters(), clip_norm)

@@ -48,9 +48,9 @@ _STREAM = 40 * CHUNK + WINDOW - CHUNK
 _SPLITS = {"calibration": (256, 1), "heldout": (400, 2), "golden": (4, 3)}
 
 # How badly the test is spoiled: so much that neither modality is enough.
-_TEST_IMAGE_NOISE = 0.9
-_TEST_OCCLUSION = 10
-_TEST_AUDIO_NOISE = (-3.0, 6.0)
+_TEST_IMAGE_NOISE = 0.9  # where white is 1
+_TEST_OCCLUSION = 8
+_TEST_AUDIO_NOISE = (-9.0, -3.0)  # dB against the word
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,9 @@ def material(split: str) -> Material:
     """What a split, or "training", is made of; fetched and made the first time, then cached."""
     images, labels = _mnist()
     unseen = split in ("heldout", "golden")
-    images, labels = (images[_TRAIN_IMAGES:], labels[_TRAIN_IMAGES:]) if unseen else (images[:_TRAIN_IMAGES], labels[:_TRAIN_IMAGES])
+    images, labels = (
+        (images[_TRAIN_IMAGES:], labels[_TRAIN_IMAGES:]) if unseen else (images[:_TRAIN_IMAGES], labels[:_TRAIN_IMAGES])
+    )
     words = _human() if split == "heldout" else _synthetic()
     return Material([images[labels == digit] for digit in range(10)], words)
 

@@ -80,10 +80,10 @@ def vary_voice(clip: NDArray[np.float32], speed: float, tilt: float, rng: np.ran
     factor = 1 + rng.uniform(-speed, speed)
     positions = np.arange(0, len(clip) - 1, factor)
     resampled = np.interp(positions, np.arange(len(clip)), clip).astype(np.float32)
-    spectrum = np.fft.rfft(resampled)
+    spectrum = np.fft.rfft(resampled, _fast(len(resampled)))
     knots = rng.uniform(-tilt, tilt, 6)
     response = np.interp(np.linspace(0, 5, len(spectrum)), np.arange(6), knots)
-    return np.fft.irfft(spectrum * 10 ** (response / 20), len(resampled)).astype(np.float32)
+    return np.fft.irfft(spectrum * 10 ** (response / 20))[: len(resampled)].astype(np.float32)
 
 
 def lay_out(
@@ -145,7 +145,12 @@ def _spans(words: list[Word], samples: int) -> NDArray[np.int64]:
 
 def _noise(samples: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """Noise of RMS 1 whose spectrum falls by 0 (white) to 3 dB (pink) per octave."""
-    spectrum = np.fft.rfft(rng.standard_normal(samples))
-    falling = np.maximum(1, np.arange(len(spectrum))) ** -rng.uniform(0, 0.5)
-    noise = np.fft.irfft(spectrum * falling, samples)
+    spectrum = np.fft.rfft(rng.standard_normal(_fast(samples), np.float32))
+    falling = np.maximum(1, np.arange(len(spectrum), dtype=np.float32)) ** -np.float32(rng.uniform(0, 0.5))
+    noise = np.fft.irfft(spectrum * falling)[:samples]
     return (noise / np.sqrt(np.mean(noise**2))).astype(np.float32)
+
+
+def _fast(samples: int) -> int:
+    """A length of FFT: lengths with large prime factors are many times slower."""
+    return 1 << (samples - 1).bit_length()

@@ -10,17 +10,26 @@ import torch
 from av_digits.cache import cache_dir, read_arrays
 from av_digits.data import LABELS, LOG_MEL
 from edge_mbm.errors import EdgeMbmError
-from edge_mbm.models import AttentionFusion, ConcatFusion, ConvEncoder, GRUEncoder, MultimodalModel, SingleModality, SumFusion
+from edge_mbm.models import (
+    AttentionFusion,
+    ConcatFusion,
+    ConvEncoder,
+    GRUEncoder,
+    MultimodalModel,
+    SingleModality,
+    SumFusion,
+)
 
-__all__ = ["FUSIONS", "MODALITIES", "build", "load", "weights_path"]
+__all__ = ["FUSIONS", "MODALITIES", "STACK", "build", "load", "weights_path"]
 
 MODALITIES = ("image", "audio")
 FUSIONS = ("concat", "sum", "attention")
 
 _DIM = 64
 # Of training data, spoiled as it is.
-_IMAGE_MEAN, _IMAGE_STD = 0.33, 0.37
-_AUDIO_MEAN, _AUDIO_STD = -3.0, 3.0
+_IMAGE_MEAN, _IMAGE_STD = 0.28, 0.36
+_AUDIO_MEAN, _AUDIO_STD = -2.1, 2.4
+STACK = 5  # frames of 10 ms in one step of the GRU
 
 
 def build() -> MultimodalModel:
@@ -30,7 +39,9 @@ def build() -> MultimodalModel:
     return MultimodalModel(
         encoders={
             "image": ConvEncoder(dim=_DIM, mean=[_IMAGE_MEAN], std=[_IMAGE_STD]),
-            "audio": GRUEncoder(features=LOG_MEL.n_mels, dim=_DIM, mean=_AUDIO_MEAN, std=_AUDIO_STD),
+            "audio": GRUEncoder(
+                features=LOG_MEL.n_mels, hidden=128, dim=_DIM, stack=STACK, mean=_AUDIO_MEAN, std=_AUDIO_STD
+            ),
         },
         heads={
             "concat": ConcatFusion(**joint),

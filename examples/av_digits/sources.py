@@ -32,9 +32,11 @@ _MNIST_SHA256 = "3fb5bb119c556ae7d1aa647653ca603a1b3abf001aae410732cc55d923c5a39
 _HUMAN = Path("/usr/share/asterisk/sounds/en_US_f_Allison/digits")
 _ESPEAK_VOICES = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-029")
 _ESPEAK_VARIANTS = ("", "+m1", "+m3", "+m5", "+m7", "+f1", "+f2", "+f3", "+f4", "+f5", "+klatt2", "+klatt4")
-_ESPEAK_STYLES = ((135, 40), (165, 55))
-_FLITE_VOICES = ("awb", "rms", "slt", "kal16")
-_FLITE_STRETCHES = (0.85, 1.0, 1.2)
+_ESPEAK_STYLES = ((135, 40), (165, 55))  # words a minute, pitch of 99
+# flite's voices come from recordings of people and carry over to a human voice better than espeak's: so as many of them.
+_FLITE_VOICES = ("awb", "rms", "slt", "kal", "kal16")
+_FLITE_STRETCHES = (0.75, 0.9, 1.05, 1.25)
+_FLITE_PITCHES = (90, 120, 150, 180, 210, 240)  # Hz
 
 
 def mnist() -> dict[str, NDArray[np.generic]]:
@@ -110,9 +112,10 @@ def _espeak_jobs() -> Iterator[tuple[int, str, list[str]]]:
 
 
 def _flite_jobs() -> Iterable[tuple[int, str, list[str]]]:
-    for digit, voice, stretch in itertools.product(range(10), _FLITE_VOICES, _FLITE_STRETCHES):
-        options = ["-voice", voice, "--setf", f"duration_stretch={stretch}", "-t", WORDS[digit], "-o", "/dev/stdout"]
-        yield digit, "flite", options
+    styles = itertools.product(range(10), _FLITE_VOICES, _FLITE_STRETCHES, _FLITE_PITCHES)
+    for digit, voice, stretch, pitch in styles:
+        settings = ["--setf", f"duration_stretch={stretch}", "--setf", f"int_f0_target_mean={pitch}"]
+        yield digit, "flite", ["-voice", voice, *settings, "-t", WORDS[digit], "-o", "/dev/stdout"]
 
 
 def _speak(program: str, options: list[str]) -> bytes:

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from av_digits.cache import cache_dir, write_arrays, write_whole
 from av_digits.data import LOG_MEL, Batch, Recording, batches, degraded, gray, material
-from av_digits.model import FUSIONS, MODALITIES, build, weights_path
+from av_digits.model import FUSIONS, MODALITIES, STACK, build, weights_path
 from edge_mbm.errors import EdgeMbmError
 from edge_mbm.models import MultimodalModel
 from edge_mbm.training import FitOptions, fit, modality_dropout
@@ -87,10 +87,13 @@ def evaluate(model: MultimodalModel, pairs: list[Recording]) -> Accuracies:
 
 def _loss(model: MultimodalModel, batch: Batch, dropout: torch.Generator) -> Tensor:
     audio_encoder = model.get_submodule("encoders.audio")
-    every, _ = audio_encoder.every_step(torch.from_numpy(batch.features), audio_encoder.initial_state(len(batch.features)))
-    labels, digits = torch.from_numpy(batch.labels), torch.from_numpy(batch.word)
+    every, _ = audio_encoder.every_step(
+        torch.from_numpy(batch.features), audio_encoder.initial_state(len(batch.features))
+    )
+    # A step of the GRU sees up to the last of its frames.
+    labels, digits = torch.from_numpy(batch.labels)[:, STACK - 1 :: STACK], torch.from_numpy(batch.word)
     image = model.encoders["image"](torch.from_numpy(batch.images))
-    audio = every[torch.from_numpy(batch.stream), torch.from_numpy(batch.frame)]
+    audio = every[torch.from_numpy(batch.stream), torch.from_numpy(batch.frame) // STACK]
     asked = labels >= 0
     loss = cross_entropy(model.heads["audio"](every[asked]), labels[asked])
     loss = loss + cross_entropy(model.heads["image"](image), digits)
@@ -125,7 +128,11 @@ def _table(scores: Accuracies) -> Table:
 
 def _progress() -> Progress:
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"), TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TimeElapsedColumn(),
         console=_CONSOLE,
     )
 

@@ -140,7 +140,7 @@ class GRUEncoder(nn.Module):
     def _run(self, features: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         if features.shape[1] % self.stack:
             raise InputError(f"a chunk is a multiple of {self.stack} frames long, got {features.shape[1]}")
-        steps = ((features - self.offset) * self.scale).unflatten(1, (-1, self.stack)).flatten(2)
+        steps = ((features - self.offset) * self.scale).reshape(features.shape[0], -1, self.gru.input_size)
         outputs, next_state = self.gru(steps, state)
         return outputs, next_state
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from zipfile import BadZipFile
@@ -56,20 +55,19 @@ def read_arrays(path: Path) -> Arrays:
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[np.generic]]) -> None:
     """Write an ``.npz`` and beside it its sha256. Arrays of objects are not allowed."""
-    write_whole(path, lambda stream_path: _save(stream_path, arrays))
+    write_whole(path, lambda part: _save(part, arrays))
     digest = _sha256(path)
-    write_whole(path.with_suffix(".sha256"), lambda stream_path: stream_path.write_text(digest + "\n"))
+    write_whole(path.with_suffix(".sha256"), lambda part: part.write_text(digest + "\n"))
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file of another name beside ``path``, then put it in its place; on failure nothing is left."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
-    os.close(handle)
+    """Let ``write`` fill a file beside ``path``, then put it in its place; on failure nothing is left."""
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
-        write(Path(name))
-        Path(name).replace(path)
+        write(part)
+        part.replace(path)
     finally:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
 
 
 def _save(path: Path, arrays: Mapping[str, NDArray[np.generic]]) -> None:

@@ -1,8 +1,8 @@
 """The data sets: streams to train on, and recordings to calibrate with and to test on.
 
 Training uses synthetic voices and the first 8,000 images; "heldout" one human voice and the other 2,000. A recording is
-what a device would have taken in: one camera frame, and the microphone's last three seconds, in which the word asked for
-ended up to half a second ago and other words came before it.
+what a device would have taken in: one camera frame, and the microphone's last three seconds, in which the word asked
+for ended up to half a second ago and other words came before it.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ def recordings(split: str) -> Iterable[Recording]:
     """The recordings of a split, the same at every call.
 
     Args:
-        split: "calibration" (256, synthetic voices and training images), "heldout" (400, a human voice and unseen images,
-            all badly spoiled) or "golden" (4, synthetic voices and unseen images).
+        split: "calibration" (256: synthetic voices, training images), "heldout" (400: a human voice, unseen images, all
+            badly spoiled) or "golden" (4: synthetic voices, unseen images).
 
     Raises:
         InputError: another split.
@@ -206,9 +206,9 @@ def _words(
         if harsh:
             yield label, vary_voice(clip, 0.1, 3.0, rng), rng.uniform(*_TEST_AUDIO_NOISE)
         else:
-            # A silent word has a digit that cannot be heard: so the encoder learns to forget, and to say it doesn't know.
+            # A silent word has a digit that cannot be heard: so the encoder learns to forget, and not to know.
             said = None if rng.random() < 0.1 else vary_voice(clip, 0.15, 8.0, rng)
-            yield label, said, rng.uniform(-25.0, 6.0)
+            yield label, said, rng.uniform(-35.0, 3.0)
 
 
 def _images(source: Material, digits: NDArray[np.int64], rng: np.random.Generator, *, harsh: bool) -> NDArray[np.uint8]:

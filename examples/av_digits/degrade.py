@@ -83,7 +83,8 @@ def vary_voice(clip: NDArray[np.float32], speed: float, tilt: float, rng: np.ran
     spectrum = np.fft.rfft(resampled, _fast(len(resampled)))
     knots = rng.uniform(-tilt, tilt, 6)
     response = np.interp(np.linspace(0, 5, len(spectrum)), np.arange(6), knots)
-    return np.fft.irfft(spectrum * 10 ** (response / 20))[: len(resampled)].astype(np.float32)
+    varied = np.fft.irfft(spectrum * 10 ** (response / 20))[: len(resampled)]
+    return varied.astype(np.float32)
 
 
 def lay_out(
@@ -147,8 +148,9 @@ def _noise(samples: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """Noise of RMS 1 whose spectrum falls by 0 (white) to 3 dB (pink) per octave."""
     spectrum = np.fft.rfft(rng.standard_normal(_fast(samples), np.float32))
     falling = np.maximum(1, np.arange(len(spectrum), dtype=np.float32)) ** -np.float32(rng.uniform(0, 0.5))
-    noise = np.fft.irfft(spectrum * falling)[:samples]
-    return (noise / np.sqrt(np.mean(noise**2))).astype(np.float32)
+    noise = np.fft.irfft(spectrum * falling)[:samples].astype(np.float32)
+    noise /= np.sqrt(np.mean(noise**2))
+    return noise
 
 
 def _fast(samples: int) -> int:

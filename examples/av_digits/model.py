@@ -20,7 +20,7 @@ from edge_mbm.models import (
     SumFusion,
 )
 
-__all__ = ["FUSIONS", "MODALITIES", "STACK", "build", "load", "weights_path"]
+__all__ = ["FUSIONS", "MODALITIES", "STACK", "audio_encoder", "build", "load", "weights_path"]
 
 MODALITIES = ("image", "audio")
 FUSIONS = ("concat", "sum", "attention")
@@ -67,6 +67,13 @@ def load() -> MultimodalModel:
     model = build()
     model.load_state_dict({name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()})
     return model.eval()
+
+
+def audio_encoder(model: MultimodalModel) -> GRUEncoder:
+    """The model's audio encoder, typed."""
+    encoder = model.encoders["audio"]
+    assert isinstance(encoder, GRUEncoder)
+    return encoder
 
 
 def weights_path() -> Path:

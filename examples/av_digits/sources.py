@@ -33,7 +33,7 @@ _HUMAN = Path("/usr/share/asterisk/sounds/en_US_f_Allison/digits")
 _ESPEAK_VOICES = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-029")
 _ESPEAK_VARIANTS = ("", "+m1", "+m3", "+m5", "+m7", "+f1", "+f2", "+f3", "+f4", "+f5", "+klatt2", "+klatt4")
 _ESPEAK_STYLES = ((135, 40), (165, 55))  # words a minute, pitch of 99
-# flite's voices come from recordings of people and carry over to a human voice better than espeak's: so as many of them.
+# flite's voices come from recordings of people and carry over to a human voice better than espeak's: as many of them.
 _FLITE_VOICES = ("awb", "rms", "slt", "kal", "kal16")
 _FLITE_STRETCHES = (0.75, 0.9, 1.05, 1.25)
 _FLITE_PITCHES = (90, 120, 150, 180, 210, 240)  # Hz

@@ -7,7 +7,6 @@ fusion heads learn on top, with modality dropout.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import sys
 from pathlib import Path
@@ -20,9 +19,9 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from av_digits.cache import cache_dir, write_arrays, write_whole
+from av_digits.cache import write_arrays, write_whole
 from av_digits.data import LOG_MEL, Batch, Recording, batches, degraded, gray, material
-from av_digits.model import FUSIONS, MODALITIES, STACK, build, weights_path
+from av_digits.model import FUSIONS, MODALITIES, STACK, audio_encoder, build, weights_path
 from edge_mbm.errors import EdgeMbmError
 from edge_mbm.models import MultimodalModel
 from edge_mbm.training import FitOptions, fit, modality_dropout
@@ -69,7 +68,8 @@ def evaluate(model: MultimodalModel, pairs: list[Recording]) -> Accuracies:
         pairs: recordings with their truth.
 
     Returns:
-        Head -> "both", "image missing", "audio missing" -> share of right answers; a single-modality head has only "both".
+        Head -> "both", "image missing", "audio missing" -> share of right answers. A single-modality head has only
+        "both".
     """
     labels = torch.tensor([pair.label for pair in pairs])
     with torch.inference_mode():
@@ -86,10 +86,8 @@ def evaluate(model: MultimodalModel, pairs: list[Recording]) -> Accuracies:
 
 
 def _loss(model: MultimodalModel, batch: Batch, dropout: torch.Generator) -> Tensor:
-    audio_encoder = model.get_submodule("encoders.audio")
-    every, _ = audio_encoder.every_step(
-        torch.from_numpy(batch.features), audio_encoder.initial_state(len(batch.features))
-    )
+    encoder = audio_encoder(model)
+    every, _ = encoder.every_step(torch.from_numpy(batch.features), encoder.initial_state(len(batch.features)))
     # A step of the GRU sees up to the last of its frames.
     labels, digits = torch.from_numpy(batch.labels)[:, STACK - 1 :: STACK], torch.from_numpy(batch.word)
     image = model.encoders["image"](torch.from_numpy(batch.images))
@@ -106,8 +104,8 @@ def _loss(model: MultimodalModel, batch: Batch, dropout: torch.Generator) -> Ten
 def _embed(model: MultimodalModel, pairs: list[Recording]) -> dict[str, Tensor]:
     images = torch.from_numpy(np.stack([gray(pair.inputs["image"]) for pair in pairs]))
     features = torch.from_numpy(np.stack([LOG_MEL(pair.inputs["audio"].astype(np.float32)) for pair in pairs]))
-    audio_encoder = model.get_submodule("encoders.audio")
-    embedding, _ = audio_encoder(features, audio_encoder.initial_state(len(pairs)))
+    encoder = audio_encoder(model)
+    embedding, _ = encoder(features, encoder.initial_state(len(pairs)))
     return {"image": model.encoders["image"](images), "audio": embedding}
 
 

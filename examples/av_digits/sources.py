@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import soxr
 from numpy.typing import NDArray
+from rich.progress import track
 
 from edge_mbm.errors import EdgeMbmError
 
@@ -57,7 +58,8 @@ def synthetic_speech() -> dict[str, NDArray[np.generic]]:
     """Digits from many synthetic voices: "label_number" -> float32[samples] at 8 kHz, silence trimmed."""
     jobs = [*_espeak_jobs(), *_flite_jobs()]
     with ThreadPoolExecutor(2) as pool:
-        clips = pool.map(lambda job: trim(read_wave(_speak(*job[1:]))), jobs)
+        spoken = pool.map(lambda job: trim(read_wave(_speak(*job[1:]))), jobs)
+        clips = track(spoken, "synthetic speech", total=len(jobs))
         return {f"{job[0]}_{number}": clip for number, (job, clip) in enumerate(zip(jobs, clips, strict=True))}
 
 

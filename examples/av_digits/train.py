@@ -37,7 +37,7 @@ _TEST_SEED = 2
 Accuracies = dict[str, dict[str, float]]
 
 
-def train(seed: int, steps: int = _STEPS) -> MultimodalModel:
+def train(seed: int, steps: int) -> MultimodalModel:
     """Train on synthetic voices and the training images.
 
     Args:
@@ -147,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=None, help="weights file to write, .npz (default: in the cache)")
     options = parser.parse_args(arguments)
     try:
-        model = train(options.seed)
+        model = train(options.seed, _STEPS)
         scores = evaluate(model, list(degraded(material("heldout"), _TEST_PAIRS, _TEST_SEED, harsh=True)))
         _save(model, scores, options.out or weights_path())
     except EdgeMbmError as error:

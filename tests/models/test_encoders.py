@@ -1,0 +1,82 @@
+"""Encoders take raw bytes and features, and streams."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge_mbm.errors import InputError
+from edge_mbm.models import ConvEncoder, GRUEncoder
+
+
+def gru(seed: int = 0, **options: int) -> GRUEncoder:
+    torch.manual_seed(seed)
+    return GRUEncoder(features=6, hidden=8, dim=5, mean=-2.0, std=3.0, **options).eval()
+
+
+def test_image_scaling_is_inside() -> None:
+    """Bytes give what the layers give for the same pixels scaled by hand, channel by channel."""
+    torch.manual_seed(0)
+    mean, std = [0.2, 0.4, 0.6], [0.1, 0.2, 0.3]
+    encoder = ConvEncoder(widths=(4, 8), dim=5, mean=mean, std=std).eval()
+    image = torch.randint(0, 256, (2, 8, 12, 3), dtype=torch.uint8)
+    planes = [(image[..., channel].float() / 255 - mean[channel]) / std[channel] for channel in range(3)]
+    expected = encoder.project(encoder.features(torch.stack(planes, 1)).mean((2, 3)))
+    torch.testing.assert_close(encoder(image), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_image_encoder_refuses_unequal_statistics() -> None:
+    """A mean for each channel and a std for each channel, or an error that shows both."""
+    with pytest.raises(InputError, match=r"\[0.1, 0.2\], \[0.3\]"):
+        ConvEncoder(mean=[0.1, 0.2], std=[0.3])
+
+
+@settings(deadline=None, max_examples=25)
+@given(cuts=st.lists(st.integers(1, 11), max_size=4), layers=st.integers(1, 2), stack=st.sampled_from((1, 2)))
+def test_any_chunking_of_a_stream_gives_the_same(cuts: list[int], layers: int, stack: int) -> None:
+    """Chunks with the state carried over end where one call on the whole ends."""
+    encoder = gru(layers=layers, stack=stack)
+    features = torch.randn(3, 24, 6, generator=torch.Generator().manual_seed(1))
+    whole, last = encoder(features, encoder.initial_state(3))
+    state = encoder.initial_state(3)
+    bounds = sorted({0, 24, *(cut * 2 for cut in cuts)})
+    for begin, end in itertools.pairwise(bounds):
+        embedding, state = encoder(features[:, begin:end], state)
+    torch.testing.assert_close(embedding, whole, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(state, last, rtol=1e-5, atol=1e-5)
+
+
+def test_every_step_is_what_each_prefix_gives() -> None:
+    """Training sees at each step what a device would see had the stream ended there: there is no look-ahead."""
+    encoder = gru(stack=2)
+    features = torch.randn(2, 12, 6)
+    steps, _ = encoder.every_step(features, encoder.initial_state(2))
+    for step in range(6):
+        embedding, _ = encoder(features[:, : 2 * step + 2], encoder.initial_state(2))
+        torch.testing.assert_close(steps[:, step], embedding, rtol=1e-5, atol=1e-5)
+
+
+def test_gru_agrees_with_its_equations() -> None:
+    """One step equals the GRU's equations written out, on normalised features."""
+    encoder = gru()
+    features, state = torch.randn(1, 1, 6), torch.randn(1, 1, 8)
+    x, h = (features[0, 0] + 2.0) / 3.0, state[0, 0]
+    inner = encoder.gru.weight_ih_l0 @ x + encoder.gru.bias_ih_l0
+    recurrent = encoder.gru.weight_hh_l0 @ h + encoder.gru.bias_hh_l0
+    reset, update = torch.sigmoid(inner[:16] + recurrent[:16]).split(8)
+    new = torch.tanh(inner[16:] + reset * recurrent[16:])
+    expected = (1 - update) * new + update * h
+    embedding, next_state = encoder(features, state)
+    torch.testing.assert_close(next_state[0, 0], expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(embedding[0], encoder.project(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_a_chunk_of_another_length_is_refused() -> None:
+    """Frames left over from a stack would be lost silently."""
+    encoder = gru(stack=2)
+    with pytest.raises(InputError, match="multiple of 2 frames long, got 3"):
+        encoder(torch.zeros(1, 3, 6), encoder.initial_state(1))

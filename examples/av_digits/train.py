@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, track
 from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -29,7 +29,7 @@ from edge_mbm.training import FitOptions, fit, modality_dropout
 __all__ = ["evaluate", "train"]
 
 _CONSOLE = Console(highlight=False)
-_STEPS = 350
+_STEPS = 400
 _STREAMS = 32
 _TEST_PAIRS = 2000
 _TEST_SEED = 2
@@ -114,7 +114,7 @@ def _accuracy(logits: Tensor, labels: Tensor) -> float:
 
 
 def _table(scores: Accuracies) -> Table:
-    table = Table(title="Accuracy on spoiled, unseen digits and an unseen human voice")
+    table = Table(title="Unseen digits, unseen voice, both spoiled")
     columns = ("both", "image missing", "audio missing")
     for column in ("", *columns):
         table.add_column(column, justify="right" if column else "left")
@@ -148,7 +148,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         model = train(options.seed, _STEPS)
-        scores = evaluate(model, list(degraded(material("heldout"), _TEST_PAIRS, _TEST_SEED, harsh=True)))
+        pairs = degraded(material("heldout"), _TEST_PAIRS, _TEST_SEED, harsh=True)
+        scores = evaluate(model, list(track(pairs, "test pairs", total=_TEST_PAIRS, console=_CONSOLE)))
         _save(model, scores, options.out or weights_path())
     except EdgeMbmError as error:
         _CONSOLE.print(f"error: {error}")

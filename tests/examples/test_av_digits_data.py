@@ -1,4 +1,4 @@
-"""The audio-visual digits: data that repeats, truth that fits, a cache that does not lie. Run on unit-size stand-ins."""
+"""The audio-visual digits: data that repeats, truth that fits, a cache that does not lie. Run on small stand-ins."""
 
 from __future__ import annotations
 
@@ -271,6 +271,15 @@ def test_words_are_trimmed_and_resampled(rate: int) -> None:
     assert len(clean) / RATE == pytest.approx(0.5, abs=0.03)
     loudest = np.argmax(np.abs(np.fft.rfft(clean))) * RATE / len(clean)
     assert loudest == pytest.approx(440, abs=3)
+
+
+@pytest.mark.parametrize("content", [b"", b"RIFF", b"not a sound at all" * 9])
+def test_a_broken_sound_file_is_an_error_of_ours(content: bytes) -> None:
+    """A truncated or foreign file does not end in a library's traceback; silence is told apart."""
+    with pytest.raises(EdgeMbmError, match="not a whole 16-bit WAV file"):
+        sources.read_wave(content)
+    with pytest.raises(EdgeMbmError, match="silent"):
+        sources.trim(np.zeros(len(content) * 100, np.float32))
 
 
 # The clip

@@ -65,9 +65,10 @@ def test_gru_agrees_with_its_equations() -> None:
     encoder = gru()
     features, state = torch.randn(1, 1, 6), torch.randn(1, 1, 8)
     x, h = (features[0, 0] + 2.0) / 3.0, state[0, 0]
-    inner = encoder.gru.weight_ih_l0 @ x + encoder.gru.bias_ih_l0
-    recurrent = encoder.gru.weight_hh_l0 @ h + encoder.gru.bias_hh_l0
-    reset, update = torch.sigmoid(inner[:16] + recurrent[:16]).split(8)
+    weights = dict(encoder.gru.named_parameters())
+    inner = weights["weight_ih_l0"] @ x + weights["bias_ih_l0"]
+    recurrent = weights["weight_hh_l0"] @ h + weights["bias_hh_l0"]
+    reset, update = torch.sigmoid(inner[:8] + recurrent[:8]), torch.sigmoid(inner[8:16] + recurrent[8:16])
     new = torch.tanh(inner[16:] + reset * recurrent[16:])
     expected = (1 - update) * new + update * h
     embedding, next_state = encoder(features, state)

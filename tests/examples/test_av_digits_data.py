@@ -19,11 +19,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+# The examples are not installed.
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
-from av_digits import cache, clip, data, degrade, model, sources, train  # noqa: E402 - the examples are not installed
+from av_digits import cache, clip, data, degrade, model, sources, train
 
-from edge_mbm.errors import EdgeMbmError, InputError  # noqa: E402 - after the path above
+from edge_mbm.errors import EdgeMbmError, InputError
 
 RATE = 8000
 
@@ -319,7 +320,7 @@ def test_the_clip_carries_what_was_made(tmp_path: Path, monkeypatch: pytest.Monk
     with av.open(str(path)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     with av.open(str(path)) as container:
-        heard = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0) if frame.pts >= 0])
+        heard = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0) if (frame.pts or 0) >= 0])
     shrunk = [cv2.resize(frame, (28, 28), interpolation=cv2.INTER_AREA) for frame in frames]
     assert len(shrunk) == len(pictures)
     assert np.abs(np.array(shrunk, int) - np.array(pictures, int)).mean() < 4

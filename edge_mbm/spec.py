@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import Annotated, Any, Literal, TypeAlias
@@ -69,9 +70,11 @@ __all__ = [
 
 FORMAT_VERSION = "1.0"
 
-Name: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
+# "$(?!\n)": Python's "$" alone also matches before a last line break; the pair means the end in every dialect.
+Name: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$(?!\n)")]
+VariantName: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$(?!\n)")]
 Path: TypeAlias = Annotated[str, Meta(min_length=1, max_length=255)]
-Sha256: TypeAlias = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+Sha256: TypeAlias = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 PositiveInt: TypeAlias = Annotated[int, Meta(ge=1)]
 Count: TypeAlias = Annotated[int, Meta(ge=0)]
 Nanoseconds: TypeAlias = Annotated[int, Meta(ge=0)]
@@ -96,7 +99,7 @@ class TensorSpec(Record, frozen=True, kw_only=True):
     """
 
     dtype: DType
-    shape: tuple[Dim, ...]
+    shape: Annotated[tuple[Dim, ...], Meta(max_length=8)]
     layout: str | None = None
     unit: str | None = None
 
@@ -318,7 +321,7 @@ class Variant(Record, frozen=True, kw_only=True):
 class _Component(Record, frozen=True, kw_only=True):
     inputs: dict[Name, Input]
     outputs: dict[Name, Output]
-    variants: dict[str, Variant]
+    variants: dict[VariantName, Variant]
     states: tuple[State, ...] = ()
 
 
@@ -411,11 +414,11 @@ class Manifest(Record, frozen=True, kw_only=True, omit_defaults=False):
     """``manifest.json``: everything a device needs to know, and nothing it must execute."""
 
     format: Literal["edge-mbm"] = "edge-mbm"
-    format_version: Annotated[str, Meta(pattern=r"^[0-9]{1,4}\.[0-9]{1,4}$")] = FORMAT_VERSION
+    format_version: Annotated[str, Meta(pattern=r"^[0-9]{1,4}\.[0-9]{1,4}$(?!\n)")] = FORMAT_VERSION
     name: Annotated[str, Meta(min_length=1, max_length=128)]
     description: str = ""
     modalities: dict[Name, Modality]
-    components: dict[Name, Component]
+    components: Annotated[dict[Name, Component], Meta(max_length=1024)]
     default_heads: tuple[Name, ...] = ()
     """Heads that a session runs unless told otherwise; empty means all."""
     assets: dict[Name, Asset] = {}
@@ -486,7 +489,7 @@ def decode_manifest(data: bytes) -> Manifest:
         )
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
-    except msgspec.ValidationError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ManifestError(f"manifest.json: {error}") from error
     manifest.check()
     return manifest
@@ -498,7 +501,12 @@ def encode_manifest(manifest: Manifest) -> bytes:
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON Schema (2020-12) of ``manifest.json``, made from these types."""
+    """JSON Schema (2020-12) of ``manifest.json``, made from these types.
+
+    The file ``manifest.schema.json`` is this; made anew it is::
+
+        python -c "import json, edge_mbm.spec as s; print(json.dumps(s.json_schema(), indent=2))"
+    """
     schema = msgspec.json.schema(Manifest)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
@@ -513,7 +521,7 @@ def safe_path(path: str) -> bool:
 
 class _Header(Struct):
     format: Literal["edge-mbm"]
-    format_version: Annotated[str, Meta(pattern=r"^[0-9]{1,4}\.[0-9]{1,4}$")]
+    format_version: Annotated[str, Meta(pattern=r"^[0-9]{1,4}\.[0-9]{1,4}$(?!\n)")]
 
 
 # --- rules -----------------------------------------------------------------------------------------------------------
@@ -528,19 +536,33 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     yield from _number_problems(msgspec.to_builtins(manifest), "manifest")
     if not manifest.modalities:
         yield "modalities is empty: a bundle needs at least one input modality"
-    for path in manifest.files:
-        if not safe_path(path):
-            yield f"files lists '{path}': paths are relative, with plain names between '/' and no leading dots"
+    yield from _listing_problems(manifest)
     manifest.order()
+    # All sources first: what comes after follows them from component to component.
+    for name, component in manifest.components.items():
+        for key, value in component.inputs.items():
+            yield from _source_problems(manifest, value, f"components.{name}.inputs.{key}")
     for name, component in manifest.components.items():
         yield from _component_problems(manifest, name, component)
+    heads = manifest.heads()
     for head in manifest.default_heads:
-        if head not in manifest.heads():
-            yield f"default_heads names '{head}', which is not a head; heads are {sorted(manifest.heads())}"
+        if head not in heads:
+            yield f"default_heads names '{head}', which is not a head; heads are {sorted(heads)}"
     for name, asset in manifest.assets.items():
         yield from _file_problems(manifest, asset.path, f"assets.{name}.path")
     for sample in manifest.golden:
         yield from _golden_problems(manifest, sample)
+
+
+def _listing_problems(manifest: Manifest) -> Iterator[str]:
+    for path in manifest.files:
+        if not safe_path(path):
+            yield f"files lists '{path}': paths are relative, with plain names between '/' and no leading dots"
+        if path.lower() == "manifest.json":
+            yield f"files lists '{path}': a manifest cannot hold its own digest"
+        folders = (path[:end] for end, letter in enumerate(path) if letter == "/")
+        if folder := next((folder for folder in folders if folder in manifest.files), None):
+            yield f"files lists '{path}' and '{folder}': one name cannot be a file and a folder"
 
 
 def _number_problems(value: object, where: str) -> Iterator[str]:
@@ -560,7 +582,7 @@ def _component_problems(manifest: Manifest, name: str, component: Component) -> 
     if not component.inputs or not component.outputs:
         yield f"{where} needs at least one input and one output"
     for key, value in component.inputs.items():
-        yield from _source_problems(manifest, value, f"{where}.inputs.{key}")
+        yield from _steps_problems(manifest, value, f"{where}.inputs.{key}")
         yield from _shape_problems(value.tensor, f"{where}.inputs.{key}.tensor")
     for key, output in component.outputs.items():
         yield from _shape_problems(output.tensor, f"{where}.outputs.{key}.tensor")
@@ -594,6 +616,34 @@ def _source_problems(manifest: Manifest, value: Input, where: str) -> Iterator[s
             f"{where} is {_show(value.tensor)}, but '{value.source}' gives {_show(produced[output].tensor)}: "
             "shape and dtype must match"
         )
+
+
+_STEPS_FOR: dict[type, tuple[type, ...]] = {
+    ImageSteps: (ImageModality, VideoModality),
+    LogMelSteps: (AudioModality,),
+    TokenSteps: (TextModality,),
+}
+
+
+def _steps_problems(manifest: Manifest, value: Input, where: str) -> Iterator[str]:
+    steps, modality = value.preprocess, manifest.modalities.get(value.source)
+    fitting = _STEPS_FOR.get(type(steps))
+    if modality is not None and fitting is not None and not isinstance(modality, fitting):
+        yield f"{where}.preprocess is {type(steps).__name__}, which does not take {type(modality).__name__}"
+    if isinstance(steps, TokenSteps):
+        yield from _asset_problems(manifest, steps.asset, f"{where}.preprocess.asset")
+    if isinstance(steps, LogMelSteps):
+        yield from _log_mel_problems(steps, f"{where}.preprocess")
+
+
+def _log_mel_problems(steps: LogMelSteps, where: str) -> Iterator[str]:
+    if steps.n_fft < steps.window_length:
+        yield f"{where}.n_fft is {steps.n_fft}, shorter than the window of {steps.window_length} samples"
+    highest = steps.sample_rate / 2 if steps.f_max is None else steps.f_max
+    if not steps.f_min < highest <= steps.sample_rate / 2:
+        yield f"{where} has filters from {steps.f_min} to {highest} Hz: they must rise, up to half the sample rate"
+    if steps.n_fft > 1 << 20 or steps.n_mels > 1 << 12:
+        yield f"{where} has {steps.n_mels} filters over an FFT of {steps.n_fft}: at most 4096 over 1048576"
 
 
 def _compatible(produced: TensorSpec, consumed: TensorSpec) -> bool:
@@ -633,7 +683,7 @@ def _tensor_name_problems(component: Component, where: str) -> Iterator[str]:
     names += [tensor for state in component.states for tensor in (state.input, state.output)]
     if isinstance(component, Head) and component.present:
         names.append(component.present.input)
-    for name in sorted({name for name in names if names.count(name) > 1}):
+    for name in sorted(name for name, count in Counter(names).items() if count > 1):
         yield f"{where} uses the tensor name '{name}' twice: inputs, outputs and states need names of their own"
 
 
@@ -661,11 +711,22 @@ def _window_problems(manifest: Manifest, component: Encoder, where: str) -> Iter
         yield f"{where} has a window and {len(component.inputs)} inputs: a windowed encoder reads exactly one stream"
     for value in streams:
         modality, steps = manifest.modalities[value.source], value.preprocess
+        if component.window and isinstance(modality, AudioModality):
+            yield from _span_problems(component.window, value, where)
         if isinstance(modality, AudioModality) and isinstance(steps, LogMelSteps):
             if steps.sample_rate != modality.sample_rate:
                 yield f"{where} expects {steps.sample_rate} Hz, but '{value.source}' has {modality.sample_rate} Hz"
             if component.window and component.window.length < steps.window_length:
                 yield f"{where}.window.length is shorter than one log-mel window of {steps.window_length} samples"
+
+
+def _span_problems(window: Window, value: Input, where: str) -> Iterator[str]:
+    """A window must give the graph as many samples, or log-mel frames, as it takes; a named size fits any."""
+    steps, shape, given = value.preprocess, value.tensor.shape, window.length
+    if isinstance(steps, LogMelSteps):
+        given = 1 + (window.length - steps.window_length) // steps.hop_length
+    if len(shape) > 1 and isinstance(shape[1], int) and shape[1] != given:
+        yield f"{where}.window gives {given} samples or frames, but its input is {_show(value.tensor)}"
 
 
 def _head_problems(manifest: Manifest, name: str, head: Head) -> Iterator[str]:

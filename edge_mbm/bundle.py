@@ -1,7 +1,8 @@
 """Read, verify and write a bundle: a directory, or the same files in one ``.mbm``.
 
-A ``.mbm`` is a zip archive whose entries are stored, not compressed, in the manifest's order with a fixed date: equal
-contents give equal bytes, and an archive cannot unpack to more than its own size. Nothing in a bundle is ever executed,
+A ``.mbm`` is a zip archive whose entries are stored, not compressed, in the manifest's order with a fixed date, and
+any other layout is refused: equal contents give equal bytes, every byte is either hashed or checked, and an archive
+cannot unpack to more than its own size. Nothing in a bundle is ever executed,
 linked or unpacked to disk. Whatever a reader hands out has been hashed against the manifest in that very read.
 """
 
@@ -11,21 +12,24 @@ import contextlib
 import errno
 import hashlib
 import io
+import math
 import os
 import shutil
 import stat
+import struct
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Protocol
+from typing import IO, TYPE_CHECKING, Literal, Protocol
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_mbm.errors import BundleError, BundleIntegrityError
+from edge_mbm.errors import BundleError, BundleIntegrityError, ManifestError
 from edge_mbm.spec import FileEntry, Manifest, decode_manifest, encode_manifest
 
 __all__ = ["MANIFEST", "BundleFiles", "Limits", "write_bundle"]
@@ -35,8 +39,6 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 20
-# The zip format's first representable moment: entries carry no real date, so that equal contents give equal bytes.
-_EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Limits:
 class _Container(Protocol):
     """A directory or an archive: a flat map from path to bytes."""
 
-    def sizes(self) -> dict[str, int]: ...
+    def sizes(self, most: int) -> dict[str, int]: ...
 
     def open(self, path: str) -> IO[bytes]: ...
 
@@ -79,7 +81,7 @@ class BundleFiles:
         limits = limits or Limits()
         self._container = _open_container(self.path)
         try:
-            sizes = self._container.sizes()
+            sizes = self._container.sizes(limits.files + 1)
             self.manifest_bytes = _read_manifest(self._container, sizes, limits)
             self.manifest = decode_manifest(self.manifest_bytes)
             _check_listing(self.manifest, sizes, limits)
@@ -95,7 +97,7 @@ class BundleFiles:
             BundleIntegrityError: not listed, or no longer what the manifest says.
         """
         entry = self._entry(path)
-        data = b"".join(self._chunks(path))
+        data = b"".join(self._chunks(path, entry))
         _check_digest(path, hashlib.sha256(data).hexdigest(), entry)
         return data
 
@@ -105,11 +107,11 @@ class BundleFiles:
         Raises:
             BundleIntegrityError: as ``read``, or the file is not a plain array.
         """
+        data = self.read(path)
         try:
-            array: NDArray[np.generic] = np.load(io.BytesIO(self.read(path)), allow_pickle=False)
-        except (ValueError, EOFError, OSError, SyntaxError) as error:
+            return _parse_npy(data)
+        except Exception as error:  # the header is a Python literal, so numpy's parser may raise anything
             raise BundleIntegrityError(f"'{path}' in the bundle is not a plain .npy array: {error}") from error
-        return array
 
     def read_labels(self, asset: str) -> tuple[str, ...]:
         """The lines of a label asset.
@@ -131,7 +133,7 @@ class BundleFiles:
         """
         for path, entry in self.manifest.files.items():
             digest = hashlib.sha256()
-            for chunk in self._chunks(path):
+            for chunk in self._chunks(path, entry):
                 digest.update(chunk)
             _check_digest(path, digest.hexdigest(), entry)
 
@@ -151,10 +153,13 @@ class BundleFiles:
         except KeyError:
             raise BundleIntegrityError(f"'{path}' is not a file of the bundle {self.path}") from None
 
-    def _chunks(self, path: str) -> Iterator[bytes]:
+    def _chunks(self, path: str, entry: FileEntry) -> Iterator[bytes]:
+        """Its bytes, one more than listed at most: a file that grew is not read to its end."""
+        left = entry.size + 1
         try:
             with self._container.open(path) as stream:
-                while chunk := stream.read(_CHUNK):
+                while left and (chunk := stream.read(min(left, _CHUNK))):
+                    left -= len(chunk)
                     yield chunk
         except (OSError, zipfile.BadZipFile, EOFError, ValueError) as error:
             raise BundleIntegrityError(
@@ -178,12 +183,14 @@ def write_bundle(path: str | os.PathLike[str], manifest: Manifest, contents: Map
         BundleError: the place cannot be written, or holds something that is not a bundle.
     """
     target = Path(path)
+    if MANIFEST in contents:
+        raise ManifestError(f"contents has {MANIFEST}, which is made from the manifest: leave it out")
     entries = {p: FileEntry(sha256=hashlib.sha256(d).hexdigest(), size=len(d)) for p, d in sorted(contents.items())}
     manifest = msgspec.structs.replace(manifest, files=entries)
     manifest.check()
-    _refuse_foreign(target)
     files = {MANIFEST: encode_manifest(manifest), **{p: contents[p] for p in entries}}
     try:
+        _refuse_foreign(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         write = _write_archive if target.suffix == ".mbm" else _write_directory
         write(target, files)
@@ -199,11 +206,10 @@ class _Directory:
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def sizes(self) -> dict[str, int]:
+    def sizes(self, most: int) -> dict[str, int]:
         found: dict[str, int] = {}
-        for folder, folders, names in os.walk(self._root):
-            for name in [*folders, *names]:
-                item = Path(folder, name)
+        try:
+            for item in self._walk():
                 mode = item.lstat()
                 relative = item.relative_to(self._root).as_posix()
                 if stat.S_ISREG(mode.st_mode):
@@ -212,29 +218,50 @@ class _Directory:
                     raise BundleIntegrityError(
                         f"'{relative}' in {self._root} is a link or a device: a bundle holds regular files only"
                     )
+                if len(found) > most:
+                    raise BundleIntegrityError(f"{self._root} holds more than {most} files")
+        except OSError as error:
+            raise BundleIntegrityError(f"{self._root} cannot be read: {_why(error)}") from error
         return found
 
     def open(self, path: str) -> IO[bytes]:
-        # O_NOFOLLOW: a link put there after the listing is refused too.
-        return os.fdopen(os.open(self._root / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+        # A link, or a pipe that would block, put there after the listing is refused too.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        return os.fdopen(os.open(self._root / path, flags), "rb")
 
     def close(self) -> None:
         pass
+
+    def _walk(self) -> Iterator[Path]:
+        def fail(error: OSError) -> None:
+            raise error
+
+        for folder, folders, names in os.walk(self._root, onerror=fail):
+            yield from (Path(folder, name) for name in [*folders, *names])
+
+
+_ZIP_ERRORS = (zipfile.BadZipFile, EOFError, ValueError, OverflowError, NotImplementedError, RuntimeError, LookupError)
+"""What ``zipfile`` is known to raise over damaged bytes."""
 
 
 class _Archive:
     def __init__(self, path: Path) -> None:
         try:
-            self._zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, EOFError, ValueError, OverflowError) as error:
+            self._file = path.open("rb")
+            self._zip = zipfile.ZipFile(self._file)
+        except (*_ZIP_ERRORS, struct.error) as error:
+            self._file.close()
             raise BundleIntegrityError(
                 f"{path} is not a whole .mbm archive ({error}): it may be truncated. Copy or export it again."
             ) from error
         self._path = path
 
-    def sizes(self) -> dict[str, int]:
+    def sizes(self, most: int) -> dict[str, int]:
+        infos = self._zip.infolist()
+        if len(infos) > most:
+            raise BundleIntegrityError(f"{self._path} holds more than {most} files")
         found: dict[str, int] = {}
-        for info in self._zip.infolist():
+        for info in infos:
             if info.filename in found:
                 raise BundleIntegrityError(f"{self._path} holds '{info.filename}' twice")
             if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 0x1 or info.is_dir():
@@ -244,16 +271,38 @@ class _Archive:
             if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
                 raise BundleIntegrityError(f"'{info.filename}' in {self._path} is not a regular file")
             found[info.filename] = info.file_size
+        self._check_layout(infos)
         return found
 
     def open(self, path: str) -> IO[bytes]:
         try:
             return self._zip.open(path)
-        except (KeyError, NotImplementedError, RuntimeError) as error:
+        except (*_ZIP_ERRORS, struct.error) as error:
             raise OSError(str(error)) from error
 
     def close(self) -> None:
         self._zip.close()
+        self._file.close()
+
+    def _check_layout(self, infos: list[zipfile.ZipInfo]) -> None:
+        """Every header is what ``_write_archive`` makes of these names, sizes and checksums; nothing lies between."""
+        try:
+            headers, tail = _zip_frame([(info.filename, info.file_size, info.CRC) for info in infos])
+            position = 0
+            for info, header in zip(infos, headers, strict=True):
+                self._expect(position, header)
+                position += len(header) + info.file_size
+            self._expect(position, tail, last=True)
+        except (OSError, *_ZIP_ERRORS, struct.error) as error:
+            raise BundleIntegrityError(f"{self._path} cannot be read: {error}. Copy it again.") from error
+
+    def _expect(self, position: int, piece: bytes, *, last: bool = False) -> None:
+        self._file.seek(position)
+        if self._file.read(len(piece) + last) != piece:
+            raise BundleIntegrityError(
+                f"{self._path} is damaged near byte {position}, or is not laid out as edge-mbm does. "
+                "Copy or export it again; a bundle that was unpacked opens as a directory."
+            )
 
 
 def _open_container(path: Path) -> _Container:
@@ -263,7 +312,7 @@ def _open_container(path: Path) -> _Container:
             return _Directory(path)
         if stat.S_ISREG(mode):
             return _Archive(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise BundleError(f"there is no bundle at {path}: {_why(error)}") from error
     raise BundleError(f"{path} is neither a bundle directory nor a .mbm file")
 
@@ -299,6 +348,18 @@ def _check_listing(manifest: Manifest, sizes: Mapping[str, int], limits: Limits)
         raise BundleIntegrityError(f"'{unlisted[0]}' is not listed in the manifest: a bundle holds listed files only")
 
 
+def _parse_npy(data: bytes) -> NDArray[np.generic]:
+    """Not ``np.load``, which also opens archives, and believes a header about how much memory to take."""
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, is_fortran, dtype = read_header(stream)
+    if dtype.hasobject or len(data) - stream.tell() != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{dtype}{list(shape)} in {len(data)} bytes")
+    flat: NDArray[np.generic] = np.frombuffer(data, dtype, offset=stream.tell())
+    return flat.reshape(shape, order="F" if is_fortran else "C").copy()
+
+
 def _check_digest(path: str, digest: str, entry: FileEntry) -> None:
     if digest != entry.sha256:
         raise BundleIntegrityError(
@@ -311,22 +372,53 @@ def _check_digest(path: str, digest: str, entry: FileEntry) -> None:
 
 
 def _refuse_foreign(target: Path) -> None:
+    """Replace nothing but a bundle, whole or damaged: never somebody's folder that happens to have the name."""
     if not target.exists():
         return
     if target.suffix == ".mbm":
-        if not target.is_file():
-            raise BundleError(f"{target} exists and is not a file: choose another name")
-    elif not target.is_dir() or (any(target.iterdir()) and not (target / MANIFEST).is_file()):
-        raise BundleError(f"{target} exists and is not a bundle: choose another name, or remove it yourself")
+        if not target.is_file() or not _looks_like_archive(target):
+            raise BundleError(f"{target} exists and is not a bundle: choose another name, or remove it yourself")
+    elif not target.is_dir() or not _holds_only_a_bundle(target):
+        raise BundleError(
+            f"{target} exists and is not a bundle, or holds other files too: choose another name, or remove it yourself"
+        )
+
+
+def _looks_like_archive(path: Path) -> bool:
+    with path.open("rb") as stream:
+        start = stream.read(_LOCAL.size + len(MANIFEST))
+    return not start or (start.startswith(b"PK\3\4") and start.endswith(MANIFEST.encode()))
+
+
+class _Listing(msgspec.Struct):
+    """As much of a manifest as tells which files are its own, whatever its version."""
+
+    format: Literal["edge-mbm"]
+    files: dict[str, object]
+
+
+def _holds_only_a_bundle(folder: Path) -> bool:
+    found = {
+        item.relative_to(folder).as_posix() for item in folder.rglob("*") if item.is_symlink() or not item.is_dir()
+    }
+    if not found:
+        return True
+    try:
+        listing = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=_Listing)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return found <= {MANIFEST, *listing.files}
 
 
 def _write_archive(target: Path, files: Mapping[str, bytes]) -> None:
+    headers, tail = _zip_frame([(path, len(data), zlib.crc32(data)) for path, data in files.items()])
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as stream:
-            with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
-                for path, data in files.items():
-                    archive.writestr(_zip_info(path), data)
+            for header, data in zip(headers, files.values(), strict=True):
+                stream.write(header)
+                stream.write(data)
+            stream.write(tail)
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(name, 0o644)
@@ -338,11 +430,54 @@ def _write_archive(target: Path, files: Mapping[str, bytes]) -> None:
     _sync_directory(target.parent)
 
 
-def _zip_info(path: str) -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo(path, date_time=_EPOCH)
-    info.create_system = 3  # Unix, wherever it is written
-    info.external_attr = (stat.S_IFREG | 0o644) << 16
-    return info
+_LOCAL = struct.Struct("<4s5H3L2H")
+_CENTRAL = struct.Struct("<4s6H3L5H2L")
+_END = struct.Struct("<4s4H2LH")
+_VERSION, _VERSION_64 = 20, 45
+_EPOCH = 0x21
+"""1 January 1980, the format's first date: entries carry no real one."""
+_FULL, _FULL_16 = 0xFFFFFFFF, 0xFFFF
+"""In a small field: the real value stands in the zip64 field."""
+
+
+def _zip_frame(entries: Iterable[tuple[str, int, int]]) -> tuple[list[bytes], bytes]:
+    """All of a stored zip but the data (PKWARE APPNOTE 6.3, 4.3): the header before each entry, and the end.
+
+    ``zipfile`` reads it but does not write it: its bytes depend on the Python version, and it wants the data.
+
+    Args:
+        entries: path, size and CRC-32, in order.
+    """
+    headers, directory, offset = [], [], 0
+    for path, size, crc in entries:
+        name, small = path.encode("ascii"), min(size, _FULL)
+        wide = [size, size] if small == _FULL else []
+        extra = _zip64_field(wide)
+        version = _VERSION_64 if wide else _VERSION
+        shared = (0, 0, 0, _EPOCH, crc, small, small, len(name))
+        headers.append(_LOCAL.pack(b"PK\3\4", version, *shared, len(extra)) + name + extra)
+        wide += [offset] if offset >= _FULL else []
+        extra = _zip64_field(wide)
+        version = _VERSION_64 if wide else _VERSION
+        unix = 3 << 8 | version
+        place = (0, 0, 0, (stat.S_IFREG | 0o644) << 16, min(offset, _FULL))
+        directory.append(_CENTRAL.pack(b"PK\1\2", unix, version, *shared, len(extra), *place) + name + extra)
+        offset += len(headers[-1]) + size
+    return headers, b"".join(directory) + _zip_end(len(directory), sum(map(len, directory)), offset)
+
+
+def _zip64_field(values: list[int]) -> bytes:
+    return struct.pack(f"<HH{len(values)}Q", 1, 8 * len(values), *values) if values else b""
+
+
+def _zip_end(count: int, size: int, offset: int) -> bytes:
+    wide = b""
+    if count >= _FULL_16 or offset >= _FULL:
+        versions = (_VERSION_64, _VERSION_64)
+        wide = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, *versions, 0, 0, count, count, size, offset)
+        wide += struct.pack("<4sLQL", b"PK\6\7", 0, offset + size, 1)
+    few = min(count, _FULL_16)
+    return wide + _END.pack(b"PK\5\6", 0, 0, few, few, min(size, _FULL), min(offset, _FULL), 0)
 
 
 def _write_directory(target: Path, files: Mapping[str, bytes]) -> None:
@@ -369,13 +504,13 @@ def _swap(fresh: Path, target: Path) -> None:
         fresh.rename(target)
         return
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    target.rename(aside / "bundle")
     try:
+        target.rename(aside / "bundle")
         fresh.rename(target)
-    except OSError:
-        (aside / "bundle").rename(target)
-        raise
     finally:
+        # Whatever stopped it, Ctrl-C included: the old one comes back unless the new one is there.
+        if not target.exists():
+            (aside / "bundle").rename(target)
         shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -387,7 +522,9 @@ def _sync_directory(folder: Path) -> None:
         os.close(handle)
 
 
-def _why(error: OSError) -> str:
-    if error.errno == errno.ENOSPC:
-        return "the disk is full; free some space and try again"
-    return error.strerror or str(error)
+def _why(error: Exception) -> str:
+    if isinstance(error, OSError):
+        if error.errno == errno.ENOSPC:
+            return "the disk is full; free some space and try again"
+        return error.strerror or str(error)
+    return str(error)

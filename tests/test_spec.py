@@ -20,6 +20,7 @@ from edge_mbm.spec import Manifest, decode_manifest, encode_manifest, safe_path
 
 GRAPH = "graphs/any.onnx"
 DIGEST = "0" * 64
+RAW = {"preprocess": {"steps": "raw"}}
 
 
 def tensor(*shape: int | str, dtype: str = "float32", **more: Any) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def everything() -> dict[str, Any]:
             },
             "clip_encoder": {
                 "kind": "encoder",
-                "inputs": {"frames": {"source": "video", "tensor": tensor("batch", 4, 8, 8, 3, dtype="uint8")}},
+                "inputs": {"frames": {"source": "video", **RAW, "tensor": tensor("batch", 4, 8, 8, 3, dtype="uint8")}},
                 "outputs": {"saliency": {"tensor": tensor("batch", 4), "task": {"task": "saliency"}}},
                 "variants": variants(),
                 "window": {"length": 4, "hop": 2},
@@ -116,7 +117,7 @@ def everything() -> dict[str, Any]:
             },
             "transcript": {
                 "kind": "decoder",
-                "inputs": {"steps": {"source": "audio_encoder.steps", "tensor": tensor("batch", 98, 32)}},
+                "inputs": {"steps": {"source": "audio_encoder.steps", **RAW, "tensor": tensor("batch", 98, 32)}},
                 "outputs": {
                     "ids": {
                         "tensor": tensor("batch", 20, dtype="int64"),
@@ -142,17 +143,17 @@ def everything() -> dict[str, Any]:
             },
             "motion_encoder": {
                 "kind": "encoder",
-                "inputs": {"imu": {"source": "imu", "tensor": tensor("batch", 6)}},
+                "inputs": {"imu": {"source": "imu", **RAW, "tensor": tensor("batch", 6)}},
                 "outputs": {"vector": embedding("batch", 8)},
                 "variants": variants(),
             },
             "who": {
                 "kind": "head",
                 "inputs": {
-                    "face": {"source": "face_encoder.vector", "tensor": tensor("batch", 16)},
-                    "voice": {"source": "audio_encoder.embedding", "tensor": tensor("batch", 32)},
-                    "words": {"source": "text_encoder.vector", "tensor": tensor("batch", 8)},
-                    "motion": {"source": "motion_encoder.vector", "tensor": tensor("batch", 8)},
+                    "face": {"source": "face_encoder.vector", **RAW, "tensor": tensor("batch", 16)},
+                    "voice": {"source": "audio_encoder.embedding", **RAW, "tensor": tensor("batch", 32)},
+                    "words": {"source": "text_encoder.vector", **RAW, "tensor": tensor("batch", 8)},
+                    "motion": {"source": "motion_encoder.vector", **RAW, "tensor": tensor("batch", 8)},
                 },
                 "outputs": {
                     "person": {
@@ -219,7 +220,7 @@ def test_the_example_really_uses_every_kind() -> None:
         return set().union(*map(used, value)) if isinstance(value, list) else set()
 
     everywhere = tags(spec.json_schema()) - {("kind", k) for k in ("labels", "report", "other", "tokenizer")}
-    assert everywhere <= used(everything()) | {("steps", "raw")}
+    assert everywhere <= used(everything())
 
 
 def test_equal_manifests_have_equal_bytes() -> None:

@@ -1,6 +1,6 @@
 """Host-side steps, one implementation for training, calibration and the device."""
 
-from edge_mbm.preprocess.audio import LogMel, as_waveform, mel_filterbank
+from edge_mbm.preprocess.audio import LogMel, as_array, as_waveform, mel_filterbank
 from edge_mbm.preprocess.image import ImagePreprocessor, as_frame
 from edge_mbm.preprocess.steps import Preprocessor, build_preprocessor
 
@@ -8,6 +8,7 @@ __all__ = [
     "ImagePreprocessor",
     "LogMel",
     "Preprocessor",
+    "as_array",
     "as_frame",
     "as_waveform",
     "build_preprocessor",

@@ -12,7 +12,7 @@ from edge_mbm.errors import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["LogMel", "as_waveform", "mel_filterbank"]
+__all__ = ["LogMel", "as_array", "as_waveform", "mel_filterbank"]
 
 
 class LogMel:
@@ -95,19 +95,28 @@ def as_waveform(data: object) -> NDArray[np.float32]:
     Raises:
         InputError: another dtype or shape, or NaN or infinite samples.
     """
-    samples: NDArray[Any] = np.asarray(data)
+    samples = as_array(data)
     if samples.ndim not in (1, 2) or 0 in samples.shape[1:] or samples.dtype.kind not in "fi":
         raise _not_audio(samples)
     if samples.dtype.kind == "i":
         if samples.dtype != np.int16:
             raise _not_audio(samples)
         samples = samples.astype(np.float32) * np.float32(1 / 32768)
-    waveform: NDArray[np.float32] = samples.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):  # a float64 too large becomes infinite, which is refused below
+        waveform: NDArray[np.float32] = samples.astype(np.float32, copy=False)
     if waveform.ndim == 2:
         waveform = waveform.mean(axis=1, dtype=np.float32)
     if not np.isfinite(waveform).all():
         raise InputError("the audio has NaN or infinite samples: repair them (zeros are silence) before pushing them")
     return waveform
+
+
+def as_array(data: object) -> NDArray[Any]:
+    """``np.asarray``, with an InputError for what is no array at all (ragged lists)."""
+    try:
+        return np.asarray(data)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InputError(f"the data is not an array: {error}") from error
 
 
 def _not_audio(samples: NDArray[Any]) -> InputError:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edge_mbm.errors import InputError, MissingDependencyError
+from edge_mbm.preprocess.audio import as_array
 from edge_mbm.spec import ImageSteps
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def as_frame(data: object) -> NDArray[np.uint8]:
     Raises:
         InputError: says what came and what is expected.
     """
-    frame: NDArray[Any] = np.asarray(data)
+    frame = as_array(data)
     if frame.ndim == 2:
         frame = frame[:, :, None]
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] not in (1, 3) or 0 in frame.shape:

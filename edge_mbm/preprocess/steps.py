@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from edge_mbm.errors import InputError, ManifestError
-from edge_mbm.preprocess.audio import LogMel, as_waveform
+from edge_mbm.preprocess.audio import LogMel, as_array, as_waveform
 from edge_mbm.preprocess.image import ImagePreprocessor
 from edge_mbm.spec import ImageSteps, LogMelSteps, Preprocess, RawSteps, TensorSpec
 
@@ -89,7 +89,7 @@ class _RawPreprocessor:
         self.shape = tensor.resolve()
 
     def __call__(self, data: object, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        item: NDArray[Any] = np.asarray(data)
+        item = as_array(data)
         if item.shape != self.shape[1:] or not np.can_cast(item.dtype, self._dtype, casting="same_kind"):
             raise InputError(f"expected {self._dtype}{list(self.shape[1:])}, got {item.dtype}{list(item.shape)}")
         if item.dtype.kind == "f" and not np.isfinite(item).all():

@@ -43,7 +43,7 @@ class Capture:
         self._superseded: dict[str, int] = {}
         self._audio: dict[str, deque[Sample]] = {}
         self._ended = False
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
 
     def start(self) -> None:
         """Start the thread; the source's time 0 is now."""
@@ -82,10 +82,13 @@ class Capture:
             raise SourceError(f"the source failed: {self._failure!r}") from self._failure
 
     def close(self) -> None:
-        """Stop the thread and wait for it."""
+        """Stop the thread, close the source, which may be waiting for its device, and wait for the thread."""
         self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(_JOIN_S)
+        try:
+            self._source.close()
+        finally:
+            if self._thread.is_alive():
+                self._thread.join(_JOIN_S)
             if self._thread.is_alive():
                 _LOG.error("the source did not stop within %.0f s; its thread is left behind", _JOIN_S)
 
@@ -104,7 +107,7 @@ class Capture:
                 if self._clock.sleep_until(self.origin + sample.t + sample.duration, self._stop):
                     return
                 self._put(sample)
-        except Exception as error:  # noqa: BLE001 - whatever a driver raises must reach the consumer, not die here
+        except BaseException as error:  # noqa: BLE001 - whatever a driver raises must reach the consumer, not die here
             self._failure = error
         finally:
             with self._changed:

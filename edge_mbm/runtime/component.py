@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ComponentRunner", "Encoded", "EncoderNode"]
 
-_HISTORY = 128
+_HISTORY = 1024
 """Outputs an encoder remembers at most, whatever the other modalities do (a stalled camera must not fill memory)."""
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "EngineLoader", "OnnxRuntimeEngine", "graph_inputs", "graph_outputs", "import_onnxruntime"]
 
 Arrays = Mapping[str, "NDArray[Any]"]
+# Where ONNX Runtime's name for a dtype is not numpy's.
+_ORT_TYPES = {"float32": "float"}
 
 
 class Engine(Protocol):
@@ -89,7 +91,7 @@ class OnnxRuntimeEngine:
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         with self._explain("load"):
             self._session = ort.InferenceSession(graph, options, providers=[self.provider])
-        self._check_names(component)
+        self._check_graph(component)
         self.inputs = {key: np.zeros(spec.resolve(), spec.dtype) for key, spec in graph_inputs(component).items()}
         self._outputs = {key: np.zeros(spec.resolve(), spec.dtype) for key, spec in graph_outputs(component).items()}
         with self._explain("bind"):
@@ -103,8 +105,10 @@ class OnnxRuntimeEngine:
             raise EngineError(f"'{self._name}' was run after it was closed")
         for key, value in inputs.items():
             self._write(key, value)
-        with self._explain("run"):
+        try:
             self._session.run_with_iobinding(self._binding)
+        except Exception as error:
+            raise self._failed("run", error) from error
         return self._outputs
 
     def close(self) -> None:
@@ -124,7 +128,8 @@ class OnnxRuntimeEngine:
             )
         np.copyto(buffer, value)
 
-    def _check_names(self, component: Component) -> None:
+    def _check_graph(self, component: Component) -> None:
+        """Names both ways, and the dtype and fixed sizes of inputs; a wrong output shows in the first run."""
         for kind, expected, found in (
             ("inputs", graph_inputs(component), self._session.get_inputs()),
             ("outputs", graph_outputs(component), self._session.get_outputs()),
@@ -134,6 +139,15 @@ class OnnxRuntimeEngine:
                 raise EngineError(
                     f"the graph of '{self._name}' has the {kind} {sorted(names)}, "
                     f"the manifest says {sorted(expected)}: export the bundle again"
+                )
+        for tensor in self._session.get_inputs():
+            spec = graph_inputs(component)[tensor.name]
+            sizes = zip(tensor.shape, spec.resolve(), strict=False)
+            fits = len(tensor.shape) == len(spec.shape) and all(a == b for a, b in sizes if isinstance(a, int))
+            if not fits or tensor.type != f"tensor({_ORT_TYPES.get(spec.dtype, spec.dtype)})":
+                raise EngineError(
+                    f"input '{tensor.name}' of '{self._name}' is {tensor.type}{tensor.shape} in the graph, "
+                    f"{spec.dtype}{list(spec.shape)} in the manifest: export the bundle again"
                 )
 
     def _bind(self) -> Any:
@@ -150,7 +164,10 @@ class OnnxRuntimeEngine:
         try:
             yield
         except Exception as error:
-            raise EngineError(f"ONNX Runtime could not {action} '{self._name}': {_first_line(error)}") from error
+            raise self._failed(action, error) from error
+
+    def _failed(self, action: str, error: Exception) -> EngineError:
+        return EngineError(f"ONNX Runtime could not {action} '{self._name}': {_first_line(error)}")
 
 
 def graph_inputs(component: Component) -> dict[str, TensorSpec]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from edge_mbm.runtime.source import Sample
 __all__ = ["FileSource"]
 
 _SECOND = 1_000_000_000
-_LOOKAHEAD_NS = 5 * _SECOND
+_LOOKAHEAD_NS = 2 * _SECOND
 """How far one stream may be ahead of the other in the file before samples are handed out unsorted by arrival."""
 
 
@@ -42,6 +43,8 @@ class FileSource:
     ) -> None:
         self._av = _import_av()
         self.path = Path(path)
+        self._lock = threading.Lock()
+        self._playing = self._closed = False
         self._container = self._open()
         streams = self._container.streams
         self._names: dict[int, str] = {}
@@ -65,11 +68,28 @@ class FileSource:
 
     def samples(self) -> Iterator[Sample]:
         """See ``Source.samples``: sorted by the moment at which a live source would have had them."""
-        return _in_order(self._decoded(), len(self._names))
+        with self._lock:
+            if self._closed:
+                return
+            self._playing = True
+        try:
+            for sample in _in_order(self._decoded(), len(self._names)):
+                if self._closed:
+                    return
+                yield sample
+        finally:
+            with self._lock:
+                self._playing = False
+                if self._closed:
+                    self._container.close()
 
     def close(self) -> None:
         """See ``Source.close``."""
-        self._container.close()
+        with self._lock:
+            self._closed = True
+            # FFmpeg must not lose its file while another thread decodes: that one closes it then.
+            if not self._playing:
+                self._container.close()
 
     def _open(self) -> Any:
         if not self.path.is_file():
@@ -81,33 +101,37 @@ class FileSource:
 
     def _decoded(self) -> Iterator[Sample]:
         streams = [stream for stream in self._container.streams if stream.index in self._names]
-        last = 0
+        # Recordings start at 0, whatever number their container gives the first moment; what is before is priming.
+        start = max(0, self._container.start_time or 0) * 1000
+        newest: dict[str, int] = {}
         try:
             for packet in self._container.demux(streams):
                 modality = self._names[packet.stream.index]
                 to_sample = _frame_sample if packet.stream.type == "video" else _audio_sample
                 for frame in packet.decode():
-                    if (sample := to_sample(modality, frame)) is not None:
-                        last = sample.t
+                    sample = to_sample(modality, frame, start)
+                    # A damaged file may repeat times or go back; time does not.
+                    if sample is not None and sample.t > newest.get(modality, -1):
+                        newest[modality] = sample.t
                         yield sample
         except self._av.FFmpegError as error:
+            last = max(newest.values(), default=0)
             raise SourceError(f"{self.path} breaks off after {last / 1e9:.2f} s: {error}") from error
 
 
-def _frame_sample(modality: str, frame: Any) -> Sample | None:
+def _frame_sample(modality: str, frame: Any, start: int) -> Sample | None:
     if frame.pts is None:
         return None
-    return Sample(modality, frame.to_ndarray(format="rgb24"), _nanoseconds(frame))
+    return Sample(modality, frame.to_ndarray(format="rgb24"), _nanoseconds(frame) - start)
 
 
-def _audio_sample(modality: str, frame: Any) -> Sample | None:
-    # A negative time is the encoder's priming: it was never recorded.
-    if frame.pts is None or frame.pts < 0:
+def _audio_sample(modality: str, frame: Any, start: int) -> Sample | None:
+    if frame.pts is None:
         return None
     data = frame.to_ndarray()
     samples = data.T if frame.format.is_planar else data.reshape(-1, len(frame.layout.channels))
     duration = frame.samples * _SECOND // frame.sample_rate
-    return Sample(modality, _to_float(samples), _nanoseconds(frame), duration, frame.sample_rate)
+    return Sample(modality, _to_float(samples), _nanoseconds(frame) - start, duration, frame.sample_rate)
 
 
 def _to_float(samples: Any) -> Any:

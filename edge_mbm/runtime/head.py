@@ -77,7 +77,8 @@ class HeadNode:
         if missing and (self._head.present is None or len(missing) == len(self._modalities)):
             raise InputError(f"head '{self.name}' cannot do without {list(missing)}: give it")
         sources = {v.source: known.get(v.source, _zeros(v)) for v in self._head.inputs.values()}
-        outputs = self._run(sources, missing, stages)
+        with self._runner.fresh_state():
+            outputs = self._run(sources, missing, stages)
         match = Match(t=0, inputs={}, missing=missing, spread=0, wait=0, dropped=0)
         return self._result(outputs, match, stages, 0), {key: outputs[key].copy() for key in self._head.outputs}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from msgspec import structs
@@ -105,8 +106,8 @@ class Live:
         return next(self._results)
 
     def __enter__(self) -> Self:
-        if self._closed:
-            raise SessionClosedError("the live stream is closed: open it again")
+        if self._closed or self._results is not None:
+            raise SessionClosedError("a live stream is entered once: open it again")
         for modality in set(self.session.modalities) - set(self.source.modalities):
             self.session.end(modality)
         if self._capture is None:
@@ -123,14 +124,13 @@ class Live:
     def close(self) -> None:
         """Stop capturing, wait for the thread, free the engines. May be called twice."""
         self._closed, results, self._results = True, self._results, None
-        if results is not None:
-            results.close()
-        try:
+        with ExitStack() as closing:  # each of them, whatever another raises
+            closing.callback(self.session.close)
+            closing.callback(self.source.close)
             if self._capture is not None:
-                self._capture.close()
-        finally:
-            self.source.close()
-            self.session.close()
+                closing.callback(self._capture.close)
+            if results is not None:
+                closing.callback(results.close)
 
     def _play(self) -> Generator[Result]:
         """As fast as possible: every sample is encoded before the next is read, so nothing can be dropped."""

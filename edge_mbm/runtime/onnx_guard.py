@@ -16,7 +16,8 @@ __all__ = ["refuse_external_data"]
 
 # onnx.proto: message -> field number -> message inside. A "tensor" is where the answer lies.
 _INSIDE: dict[str, dict[int, str]] = {
-    "model": {7: "graph", 25: "function"},
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
     "function": {7: "node", 11: "attribute"},
     "node": {5: "attribute"},
@@ -61,6 +62,9 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     position = 0
     while position < len(message):
         tag, position = _varint(message, position)
+        if tag >> 32:
+            # Other readers keep the low 32 bits, and would see another field than we do.
+            raise ValueError("a field number is too large")
         wire_type = tag & 7
         if wire_type == 0:
             value, position = _varint(message, position)
@@ -73,6 +77,8 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
             position += size
         elif wire_type in (1, 5):
             position += 8 if wire_type == 1 else 4
+            if position > len(message):
+                raise ValueError("a field is cut short")
         else:
             raise ValueError(f"unknown wire type {wire_type}")
 

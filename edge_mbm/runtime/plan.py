@@ -116,7 +116,13 @@ def _runnable(manifest: Manifest, name: str) -> Encoder | Head:
     component = manifest.components[name]
     if not isinstance(component, Encoder | Head):
         raise ManifestError(f"'{name}' is a {type(component).__name__.lower()}: this edge-mbm runs encoders and heads")
+    if isinstance(component, Encoder) and len(component.inputs) != 1:
+        raise ManifestError(
+            f"'{name}' is an encoder of {len(component.inputs)} inputs: this edge-mbm runs those of one"
+        )
     for value in component.inputs.values():
+        if isinstance(manifest.components.get(value.source.partition(".")[0]), Head):
+            raise ManifestError(f"'{name}' reads '{value.source}', a head's output: this edge-mbm cannot run that yet")
         modality = manifest.modalities.get(value.source)
         if modality is not None and not isinstance(modality, _RUNNABLE_MODALITIES):
             raise ManifestError(f"'{name}' reads '{value.source}', a modality that this edge-mbm cannot run yet")

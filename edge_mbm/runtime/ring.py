@@ -18,7 +18,8 @@ class AudioRing:
     """Windows at a fixed hop over a stream, in time by sample count.
 
     Window ``k`` covers samples ``[k * hop, k * hop + length)`` counted from the last anchor. The first block sets the
-    anchor; a block whose time is off by more than ``max_slip_ns`` sets a new one, because samples were lost on the way.
+    anchor; a block whose time is off by more than ``max_slip_ns`` sets a new one, because samples were lost on the way
+    (what was unread before it is given up, and counted).
 
     Args:
         sample_rate: Hz.
@@ -69,6 +70,7 @@ class AudioRing:
         broken = self._anchor is not None and abs(t - (self.bound or 0)) > self._max_slip_ns
         if broken:
             self.gaps += 1
+            self.lost_samples += max(0, self._end - self._begin)
         if broken or self._anchor is None:
             self.clear()
             self._anchor = t

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from msgspec import structs
 
 from edge_mbm.bundle import BundleFiles
 from edge_mbm.errors import InputError, SessionClosedError
-from edge_mbm.preprocess import as_frame, as_waveform
+from edge_mbm.preprocess import as_array, as_frame, as_waveform
 from edge_mbm.runtime.align import Aligner
 from edge_mbm.runtime.component import ComponentRunner, EncoderNode
 from edge_mbm.runtime.engine import Engine, EngineLoader, OnnxRuntimeEngine
@@ -93,11 +94,11 @@ class Session:
         self._closed = False
         with ExitStack() as undo:
             self._runners = self._load(bundle, load_engine or self._onnxruntime, undo)
+            encoders = [p.name for p in self.plan if isinstance(p.component, Encoder)]
+            self._nodes = {name: EncoderNode(self._runners[name]) for name in encoders}
+            self._streams = self._make_streams()
+            self._heads = [self._make_head(bundle, p) for p in self.plan if isinstance(p.component, Head)]
             undo.pop_all()
-        encoders = [p.name for p in self.plan if isinstance(p.component, Encoder)]
-        self._nodes = {name: EncoderNode(self._runners[name]) for name in encoders}
-        self._streams = self._make_streams()
-        self._heads = [self._make_head(bundle, p) for p in self.plan if isinstance(p.component, Head)]
 
     # --- streaming ---------------------------------------------------------------------------------------------------
 
@@ -120,7 +121,7 @@ class Session:
             InputError: an unknown modality, a wrong shape or dtype, NaN, or time that goes back.
             SessionClosedError: after ``close``.
         """
-        stream = self._stream(modality)
+        stream, t = self._stream(modality), _as_time(t)
         if isinstance(stream, AudioStream):
             for node, is_broken in zip(self._listeners(modality), stream.push(data, t, rate), strict=True):
                 if is_broken:
@@ -261,7 +262,8 @@ class Session:
                 sample_rate=modality.sample_rate,
                 length=window.length,
                 hop=window.hop,
-                capacity=int(self.options.audio_buffer_s * modality.sample_rate),
+                # A part of the next window always waits; the bound is on top of it.
+                capacity=int(self.options.audio_buffer_s * modality.sample_rate) + window.length,
                 max_slip_ns=MAX_SLIP_NS,
             )
             for window in windows
@@ -316,11 +318,14 @@ class Session:
 
     def _forget(self) -> None:
         """Drop encoder outputs that no waiting or coming pivot can ask for."""
-        times = [head.aligner.horizon for head in self._heads]
-        times += [stream.bound for stream in self._streams.values() if not stream.ended]
-        horizon = min((t for t in times if t is not None), default=0)
-        for node in self._nodes.values():
-            node.forget_before(horizon)
+        bounds = [stream.bound for stream in self._streams.values() if not stream.ended]
+        waiting = [t for head in self._heads if (t := head.aligner.horizon) is not None]
+        if None in bounds:
+            return  # its first sample may be older than all that has come
+        horizon = min((t for t in (*bounds, *waiting) if t is not None), default=None)
+        if horizon is not None:
+            for node in self._nodes.values():
+                node.forget_before(horizon)
 
     # --- one shot, inside --------------------------------------------------------------------------------------------
 
@@ -382,12 +387,20 @@ class Session:
             raise InputError(f"there is no modality '{modality}' in '{self.manifest.name}'; it has {known}")
 
 
+def _as_time(t: int) -> int:
+    """A plain int, whatever integer type the caller's clock gives."""
+    try:
+        return operator.index(t)
+    except TypeError:
+        raise InputError(f"t is a time in whole nanoseconds, got {t!r}") from None
+
+
 def _check_item(modality: Modality, data: object, name: str) -> None:
     """Refuse wrong data where it is handed in, not later where it is encoded."""
     if isinstance(modality, ImageModality):
         as_frame(data)
     elif isinstance(modality, SensorModality):
-        vector = np.asarray(data)
+        vector = as_array(data)
         if vector.shape != modality.shape or vector.dtype.kind not in "fiu":
             raise InputError(f"'{name}' is numbers of shape {list(modality.shape)}, got {vector.dtype}{vector.shape}")
         if not np.isfinite(vector).all():

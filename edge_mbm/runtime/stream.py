@@ -90,6 +90,7 @@ class AudioStream:
         self.sample_rate = sample_rate
         self.rings = rings
         self.ended = False
+        self._newest: int | None = None
         self._resampler: Resampler | None = None
 
     @property
@@ -107,13 +108,17 @@ class AudioStream:
 
         Returns:
             Per ring: whether continuity was broken.
+
+        Raises:
+            InputError: as ``as_waveform``, or the block is older than the one before.
         """
         samples = as_waveform(data)
-        self.ended = False
-        if rate is not None and rate != self.sample_rate:
-            if self._resampler is None or self._resampler.rate != rate:
-                self._resampler = Resampler(rate, self.sample_rate)
-            samples, t = self._resampler(samples, t)
+        if self._newest is not None and t < self._newest:
+            raise InputError(f"'{self.name}' at t = {t} ns is before the previous block at {self._newest} ns")
+        resampler = self._resampler_for(rate)
+        self._newest, self.ended = t, False
+        if resampler is not None:
+            samples, t = resampler(samples, t)
         return [ring.push(samples, t) for ring in self.rings]
 
     def passed(self, t: int) -> bool:
@@ -127,19 +132,31 @@ class AudioStream:
 
     def end(self) -> None:
         """No more will come: push what the resampler still holds."""
+        self._flush()
+        self.ended = True
+
+    def clear(self) -> None:
+        """Forget samples and time; the counters stay."""
+        self._resampler = self._newest = None
+        self.ended = False
+        for ring in self.rings:
+            ring.clear()
+
+    def _resampler_for(self, rate: int | None) -> Resampler | None:
+        """The one in use, or a new one after the old one's rest has been pushed: the rate has changed."""
+        wanted = self.sample_rate if rate is None else rate
+        if wanted != (self.sample_rate if self._resampler is None else self._resampler.rate):
+            fresh = None if wanted == self.sample_rate else Resampler(wanted, self.sample_rate)
+            self._flush()
+            self._resampler = fresh
+        return self._resampler
+
+    def _flush(self) -> None:
         if self._resampler is not None:
             samples, t = self._resampler.finish()
             for ring in self.rings:
                 ring.push(samples, t)
             self._resampler = None
-        self.ended = True
-
-    def clear(self) -> None:
-        """Forget samples and time; the counters stay."""
-        self._resampler = None
-        self.ended = False
-        for ring in self.rings:
-            ring.clear()
 
 
 Stream: TypeAlias = FrameStream | AudioStream
@@ -157,13 +174,13 @@ class Resampler:
     """
 
     def __init__(self, rate: int, target: int) -> None:
+        if not 1_000 <= rate <= 768_000:
+            raise InputError(f"a sample rate of {rate} Hz is not one that a microphone has")
         try:
             import soxr  # noqa: PLC0415 - optional: not needed where the microphone has the model's rate
         except ImportError:
             remedy = "pip install soxr, or push audio at the model's rate"
             raise MissingDependencyError("soxr", f"resampling from {rate} to {target} Hz", remedy) from None
-        if not 1_000 <= rate <= 768_000:
-            raise InputError(f"a sample rate of {rate} Hz is not one that a microphone has")
         self.rate = rate
         self._target = target
         self._new: Any = lambda: soxr.ResampleStream(rate, target, 1, dtype="float32")

@@ -38,15 +38,17 @@ def build_preprocessor(steps: Preprocess, tensor: TensorSpec) -> Preprocessor:
         ManifestError: the steps do not give that tensor, or this version cannot do them.
     """
     preprocessor = _build(steps, tensor)
-    if isinstance(preprocessor, _LogMelPreprocessor):
-        fits = preprocessor.shape[2] == tensor.resolve()[-1] and len(tensor.shape) == 3
-    else:
-        fits = preprocessor.shape == tensor.resolve()
-    if not fits:
+    dtype = _GIVES.get(type(steps), tensor.dtype)
+    if preprocessor.shape != tensor.resolve() or dtype != tensor.dtype:
         raise ManifestError(
-            f"the steps {type(steps).__name__} give {list(preprocessor.shape)}, the input is {list(tensor.shape)}"
+            f"the steps {type(steps).__name__} give {dtype}{list(preprocessor.shape)}, "
+            f"the input is {tensor.dtype}{list(tensor.shape)}"
         )
     return preprocessor
+
+
+_GIVES: dict[type, str] = {ImageSteps: "uint8", LogMelSteps: "float32"}
+"""The one dtype of each step; raw data is cast to whatever the graph takes."""
 
 
 def _build(steps: Preprocess, tensor: TensorSpec) -> Preprocessor:
@@ -71,7 +73,8 @@ class _LogMelPreprocessor:
             f_max=steps.f_max,
             floor=steps.floor,
         )
-        self.shape = (*tensor.resolve()[:-1], steps.n_mels)
+        # How many frames there are is the window's to say; a tensor of another rank fits no number of them.
+        self.shape = (1, *tensor.resolve()[1:2], steps.n_mels)
 
     def __call__(self, data: object, out: NDArray[Any] | None = None) -> NDArray[Any]:
         features = self._log_mel(as_waveform(data))[None]

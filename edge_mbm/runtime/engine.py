@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from edge_mbm.errors import EngineError, MissingDependencyError
+from edge_mbm.errors import EdgeMbmError, EngineError, MissingDependencyError
 from edge_mbm.runtime.onnx_guard import refuse_external_data
 from edge_mbm.spec import Component, Head, TensorSpec
 
@@ -90,8 +90,9 @@ class OnnxRuntimeEngine:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         with self._explain("load"):
-            self._session = ort.InferenceSession(graph, options, providers=[self.provider])
-        self._check_graph(component)
+            # Without its fallback: ONNX Runtime would print the error, and try again with other providers.
+            self._session = ort.InferenceSession(graph, options, providers=[self.provider], enable_fallback=0)
+            self._check_graph(component)
         self.inputs = {key: np.zeros(spec.resolve(), spec.dtype) for key, spec in graph_inputs(component).items()}
         self._outputs = {key: np.zeros(spec.resolve(), spec.dtype) for key, spec in graph_outputs(component).items()}
         with self._explain("bind"):
@@ -163,6 +164,8 @@ class OnnxRuntimeEngine:
         # ONNX Runtime's own exceptions share no base but Exception.
         try:
             yield
+        except EdgeMbmError:
+            raise
         except Exception as error:
             raise self._failed(action, error) from error
 

@@ -120,6 +120,8 @@ def _runnable(manifest: Manifest, name: str) -> Encoder | Head:
         raise ManifestError(
             f"'{name}' is an encoder of {len(component.inputs)} inputs: this edge-mbm runs those of one"
         )
+    if isinstance(component, Encoder) and component.window and not _reads_audio(manifest, component):
+        raise ManifestError(f"'{name}' has a window, which this edge-mbm can only slide over audio")
     for value in component.inputs.values():
         if isinstance(manifest.components.get(value.source.partition(".")[0]), Head):
             raise ManifestError(f"'{name}' reads '{value.source}', a head's output: this edge-mbm cannot run that yet")
@@ -132,3 +134,8 @@ def _runnable(manifest: Manifest, name: str) -> Encoder | Head:
         if isinstance(component, Head) and not isinstance(output.task, RUNNABLE_TASKS):
             raise ManifestError(f"'{name}.{key}' is a {type(output.task).__name__} task, which cannot run yet")
     return component
+
+
+def _reads_audio(manifest: Manifest, component: Encoder) -> bool:
+    sources = [manifest.modalities.get(value.source) for value in component.inputs.values()]
+    return any(isinstance(modality, AudioModality) for modality in sources)

@@ -139,8 +139,9 @@ def _classify(
     if len(labels) != len(values):
         raise EngineError(f"{where} has {len(values)} classes and {len(labels)} labels: export the bundle again")
     if task.activation == "softmax":
-        values = np.exp(values - values.max())
-        values /= values.sum()
+        # In float64, where the difference of two float32 cannot overflow.
+        exponentials = np.exp(values.astype(np.float64) - values.max())
+        values = (exponentials / exponentials.sum()).astype(np.float32)
     elif task.activation == "sigmoid":
         # tanh is exact where exp would overflow.
         values = 0.5 * (1 + np.tanh(0.5 * values))

@@ -93,8 +93,8 @@ class Aligner:
 
     @property
     def horizon(self) -> int | None:
-        """The oldest time it may still ask the encoders about."""
-        return self._pending[0].t if self._pending else None
+        """The oldest time it may still ask the encoders about: its oldest pivot's, waiting or to come; None if any."""
+        return self._pending[0].t if self._pending else self._streams[self._head.pivot].bound
 
     def _is_settled(self, t: int, now: int) -> bool:
         return now >= t + self._head.deadline_ns or all(self._streams[m].passed(t) for m in self._others)

@@ -318,14 +318,10 @@ class Session:
 
     def _forget(self) -> None:
         """Drop encoder outputs that no waiting or coming pivot can ask for."""
-        bounds = [stream.bound for stream in self._streams.values() if not stream.ended]
-        waiting = [t for head in self._heads if (t := head.aligner.horizon) is not None]
-        if None in bounds:
-            return  # its first sample may be older than all that has come
-        horizon = min((t for t in (*bounds, *waiting) if t is not None), default=None)
-        if horizon is not None:
+        horizons = [t for head in self._heads if (t := head.aligner.horizon) is not None]
+        if len(horizons) == len(self._heads):
             for node in self._nodes.values():
-                node.forget_before(horizon)
+                node.forget_before(min(horizons))
 
     # --- one shot, inside --------------------------------------------------------------------------------------------
 

@@ -1,0 +1,351 @@
+"""Live: what reaches the consumer, and that nothing outlives its ``with``."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+import edge_mbm
+from edge_mbm import Live, Sample, SessionOptions
+from edge_mbm.errors import EdgeMbmError, EngineError, InputError, SessionClosedError, SourceError
+from edge_mbm.spec import Component
+from edge_mbm.testing import FakeClock, NullEngine, ScriptedSource, tiny_bundle
+
+MS, SECOND = 1_000_000, 1_000_000_000
+BLACK = np.zeros((8, 8, 3), np.uint8)
+
+
+class GatedSource:
+    """Gives what the test hands it, when the test hands it; ``give`` returns once the stream has it."""
+
+    modalities = ("image", "audio")
+
+    def __init__(self) -> None:
+        self._queue: queue.Queue[Sample | BaseException | None] = queue.Queue()
+        self._taken = threading.Semaphore(0)
+        self.closes = 0
+
+    def give(self, *samples: Sample) -> None:
+        for sample in samples:
+            self._queue.put(sample)
+            assert self._taken.acquire(timeout=30)
+
+    def end(self, error: BaseException | None = None) -> None:
+        self._queue.put(error)
+
+    def samples(self) -> Iterator[Sample]:
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+            self._taken.release()
+
+    def close(self) -> None:
+        self.closes += 1
+        self._queue.put(None)
+
+
+class Engines:
+    """A loader that remembers its engines; each computes with ``compute``."""
+
+    def __init__(self, compute: Callable[[Mapping[str, Any], Mapping[str, Any]], None] | None = None) -> None:
+        self.made: list[NullEngine] = []
+        self._compute = compute
+
+    def __call__(self, name: str, component: Component, graph: bytes) -> NullEngine:
+        self.made.append(NullEngine(name, component, graph, compute=self._compute))
+        return self.made[-1]
+
+
+def frame(t: int) -> Sample:
+    return Sample("image", BLACK, t)
+
+
+def block(t: int, milliseconds: int = 100) -> Sample:
+    return Sample("audio", np.zeros(milliseconds, np.float32), t, milliseconds * MS)
+
+
+def live(
+    source: Any, engines: Engines | None = None, *, realtime: bool = True, clock: Any = None, **options: Any
+) -> Live:
+    return edge_mbm.open(
+        tiny_bundle(),
+        source,
+        options=SessionOptions(**{"heads": ("color",)} | options),
+        realtime=realtime,
+        clock=clock or FakeClock(50 * SECOND),
+        load_engine=engines or Engines(),
+    )
+
+
+def left_behind() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("edge-mbm")]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_behind() -> Iterator[None]:
+    assert not left_behind()
+    yield
+    assert not left_behind()
+
+
+# --- what comes out --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("realtime", [True, False])
+def test_it_ends_when_the_source_ends(realtime: bool) -> None:
+    """Every result is handed out, then iteration stops, and stays stopped."""
+    with live(ScriptedSource([frame(10 * MS)]), realtime=realtime) as stream:
+        results = list(stream)
+        assert [r.t_capture - stream.origin for r in results] == [10 * MS]
+        assert list(stream) == []
+
+
+def test_capture_times_are_shifted_to_the_clock() -> None:
+    """The source's time 0 is the moment of entering; ages are measured on that clock."""
+    source, clock = GatedSource(), FakeClock(50 * SECOND)
+    with live(source, clock=clock) as stream:
+        assert stream.origin == 50 * SECOND
+        source.give(frame(40 * MS))
+        assert clock.now() == 50 * SECOND + 40 * MS  # it was paced
+        clock.advance(5 * MS)
+        result = next(stream)
+        assert result.t_capture == 50 * SECOND + 40 * MS
+        assert result.age >= 5 * MS
+
+
+def test_a_slow_consumer_gets_the_newest_frame_and_is_told_of_the_rest() -> None:
+    """A hundred frames while it was busy: one result, the newest, with 99 dropped; nothing piled up."""
+    source = GatedSource()
+    with live(source) as stream:
+        source.give(frame(0))
+        assert next(stream).dropped == 0
+        source.give(*(frame(k * MS) for k in range(1, 101)))
+        assert stream._capture is not None
+        assert len(stream._capture._frames) == 1
+        result = next(stream)
+        assert (result.t_capture - stream.origin, result.dropped, result.seq) == (100 * MS, 99, 1)
+        assert stream.session.stats()["image.superseded"] == 99
+
+
+def test_audio_waits_up_to_its_bound() -> None:
+    """Of a minute of sound that nobody fetched ten seconds are held; the hole is counted as a gap."""
+    source = GatedSource()
+    with live(source, heads=("event",), audio_buffer_s=10.0) as stream:
+        source.give(block(0), frame(100 * MS))
+        assert next(stream).missing == ()
+        source.give(*(block(t * 100 * MS) for t in range(1, 600)))
+        assert stream._capture is not None
+        assert 99 <= len(stream._capture._audio["audio"]) <= 100
+        source.give(frame(60_000 * MS))
+        assert next(stream).missing == ()
+        assert stream.session.stats()["audio.gaps"] == 1
+        assert stream.session.stats()["audio.lost_samples"] == 0
+
+
+def test_a_silent_microphone_does_not_stop_the_picture() -> None:
+    """With audio promised and never given, the deadline on the clock settles the frame."""
+    source, clock = GatedSource(), FakeClock()
+    with live(source, heads=("event",), clock=clock) as stream:
+        source.give(frame(0))
+        clock.advance(300 * MS)
+        assert next(stream).missing == ("audio",)
+
+
+def test_a_source_without_audio_is_not_waited_for() -> None:
+    """What the source does not even promise is missing at once, on a clock that stands still."""
+    source = ScriptedSource([frame(0), frame(MS)])
+    with live(source, heads=("event",), realtime=False) as stream:
+        assert [(r.missing, r.t_capture) for r in stream] == [(("audio",), 0), (("audio",), MS)]
+
+
+def test_as_fast_as_possible_drops_nothing_and_repeats_itself() -> None:
+    """Without pacing there is no thread, every frame is answered, and two runs agree."""
+
+    def run() -> list[tuple[Any, ...]]:
+        samples = [s for t in range(0, 2000, 20) for s in (block(t * MS, 20), frame(t * MS))]
+        with live(ScriptedSource(samples), realtime=False, heads=("event", "color")) as stream:
+            assert not left_behind()
+            return [(r.head, r.seq, r.t_capture, r.missing, r.spread, r.dropped) for r in stream]
+
+    first = run()
+    assert len(first) == 200
+    assert all(dropped == 0 for *_, dropped in first)
+    assert first == run()
+
+
+# --- what ends it ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [ValueError("broken cable"), SystemExit(3), KeyboardInterrupt()], ids=repr)
+def test_a_source_that_raises_reaches_the_consumer(error: BaseException) -> None:
+    """After the results of what it gave before, as a SourceError with its cause; whatever it raised."""
+    source, engines = GatedSource(), Engines()
+    with live(source, engines) as stream:
+        source.give(frame(0))
+        source.end(error)
+        assert next(stream).seq == 0
+        with pytest.raises(SourceError, match=type(error).__name__) as caught:
+            next(stream)
+        assert caught.value.__cause__ is error
+    assert all(engine.closed for engine in engines.made)
+
+
+def test_our_own_errors_come_as_they_are() -> None:
+    """A SourceError is not wrapped in another."""
+    with (
+        live(ScriptedSource([frame(0)], error=SourceError("unplugged"))) as stream,
+        pytest.raises(SourceError, match=r"^unplugged$"),
+    ):
+        list(stream)
+
+
+def test_a_source_that_raises_without_a_thread() -> None:
+    """As fast as possible the error comes straight through, and the engines are closed."""
+    engines = Engines()
+    with (
+        live(ScriptedSource([frame(0)], error=SourceError("unplugged")), engines, realtime=False) as stream,
+        pytest.raises(SourceError, match="unplugged"),
+    ):
+        list(stream)
+    assert all(engine.closed for engine in engines.made)
+
+
+@pytest.mark.parametrize("realtime", [True, False])
+def test_an_engine_that_raises_reaches_the_consumer(realtime: bool) -> None:
+    """From the thread that iterates; the source is closed and the thread gone, though it had more to give."""
+
+    def fail(_: Any, __: Any) -> None:
+        raise EngineError("out of memory")
+
+    engines, source = Engines(fail), ScriptedSource([frame(k) for k in range(1000)])
+    with live(source, engines, realtime=realtime) as stream, pytest.raises(EngineError, match="out of memory"):
+        next(stream)
+    assert source.closed
+    assert all(engine.closed for engine in engines.made)
+
+
+def test_data_the_session_refuses_reaches_the_consumer() -> None:
+    """A source that gives NaN ends the stream with the session's InputError."""
+    bad = Sample("audio", np.array([np.nan], np.float32), 0, 1)
+    source = ScriptedSource([bad], modalities=("image", "audio"))
+    with (
+        live(source, heads=("event",), realtime=False) as stream,
+        pytest.raises(InputError, match="NaN"),
+    ):
+        next(stream)
+
+
+@pytest.mark.parametrize("realtime", [True, False])
+def test_a_consumer_may_leave_early(realtime: bool) -> None:
+    """After one of a thousand results everything is closed: source, thread, engines."""
+    engines, source = Engines(), ScriptedSource([frame(k) for k in range(1000)])
+    with live(source, engines, realtime=realtime) as stream:
+        next(stream)
+    assert source.closed
+    assert all(engine.closed for engine in engines.made)
+    with pytest.raises(SessionClosedError):
+        next(stream)
+
+
+def test_a_source_that_waits_for_its_device_is_woken() -> None:
+    """Leaving closes the source first, so that a thread stuck in a read ends instead of being left behind."""
+    source = GatedSource()
+    with live(source) as stream:
+        source.give(frame(0))
+        next(stream)
+        assert len(left_behind()) == 1
+    assert source.closes >= 1
+
+
+@pytest.mark.parametrize("realtime", [True, False])
+def test_ctrl_c_in_the_loop_frees_everything(realtime: bool) -> None:
+    """KeyboardInterrupt goes through unchanged."""
+    engines, source = Engines(), ScriptedSource([frame(k) for k in range(1000)])
+
+    def consume() -> None:
+        with live(source, engines, realtime=realtime) as stream:
+            for _ in stream:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        consume()
+    assert source.closed
+    assert all(engine.closed for engine in engines.made)
+
+
+def test_ctrl_c_while_computing_frees_everything() -> None:
+    """It comes out of the engine's run, in the thread that iterates."""
+
+    def interrupt(_: Any, __: Any) -> None:
+        raise KeyboardInterrupt
+
+    engines, source = Engines(interrupt), GatedSource()
+
+    def consume() -> None:
+        with live(source, engines) as stream:
+            source.give(frame(0))
+            next(stream)
+
+    with pytest.raises(KeyboardInterrupt):
+        consume()
+    assert source.closes
+    assert all(engine.closed for engine in engines.made)
+
+
+class Stubborn(ScriptedSource):
+    """Fails to close."""
+
+    def close(self) -> None:
+        super().close()
+        raise OSError("device busy")
+
+
+def test_a_source_that_fails_to_close_does_not_keep_the_engines() -> None:
+    """The failure is seen, and thread and engines are gone all the same."""
+    engines = Engines()
+
+    def consume() -> None:
+        with live(Stubborn([frame(0)]), engines) as stream:
+            list(stream)
+
+    with pytest.raises(OSError, match="device busy"):
+        consume()
+    assert all(engine.closed for engine in engines.made)
+
+
+# --- opening ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_head_that_could_never_answer_is_refused() -> None:
+    """A source without the head's pivot is a SourceError on opening, and it is closed."""
+    source, engines = ScriptedSource([block(0)]), Engines()
+    with pytest.raises(SourceError, match=r"\['audio'\].*'color' needs \['image'\]"):
+        live(source, engines)
+    assert source.closed
+    assert all(engine.closed for engine in engines.made)
+
+
+def test_the_source_is_closed_when_the_bundle_does_not_load() -> None:
+    """An unknown head, or an engine that fails, leaves no open camera."""
+    source = ScriptedSource([frame(0)])
+    with pytest.raises(EdgeMbmError):
+        live(source, heads=("smell",))
+    assert source.closed
+
+
+def test_it_is_used_in_a_with_and_once() -> None:
+    """Outside of it, twice within it, or after it: each says what to do."""
+    stream = live(ScriptedSource([frame(0)]))
+    with pytest.raises(SessionClosedError, match="with"):
+        next(stream)
+    with stream, pytest.raises(SessionClosedError, match="once"):
+        stream.__enter__()
+    with pytest.raises(SessionClosedError):
+        stream.__enter__()
+    stream.close()

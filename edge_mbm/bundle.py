@@ -14,20 +14,16 @@ import hashlib
 import io
 import math
 import os
-import shutil
 import stat
 import struct
-import tempfile
-import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from edge_mbm.errors import BundleError, BundleIntegrityError, ManifestError
 from edge_mbm.spec import FileEntry, Manifest, decode_manifest, encode_manifest
@@ -35,6 +31,7 @@ from edge_mbm.spec import FileEntry, Manifest, decode_manifest, encode_manifest
 __all__ = ["MANIFEST", "BundleFiles", "Limits", "write_bundle"]
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from typing_extensions import Self
 
 MANIFEST = "manifest.json"
@@ -56,7 +53,7 @@ class _Container(Protocol):
 
     def sizes(self, most: int) -> dict[str, int]: ...
 
-    def open(self, path: str) -> IO[bytes]: ...
+    def chunks(self, path: str, most: int) -> Iterator[bytes]: ...
 
     def close(self) -> None: ...
 
@@ -155,13 +152,9 @@ class BundleFiles:
 
     def _chunks(self, path: str, entry: FileEntry) -> Iterator[bytes]:
         """Its bytes, one more than listed at most: a file that grew is not read to its end."""
-        left = entry.size + 1
         try:
-            with self._container.open(path) as stream:
-                while left and (chunk := stream.read(min(left, _CHUNK))):
-                    left -= len(chunk)
-                    yield chunk
-        except (OSError, zipfile.BadZipFile, EOFError, ValueError) as error:
+            yield from self._container.chunks(path, entry.size + 1)
+        except OSError as error:
             raise BundleIntegrityError(
                 f"'{path}' in {self.path} cannot be read: {error}. Copy the bundle again."
             ) from error
@@ -224,10 +217,13 @@ class _Directory:
             raise BundleIntegrityError(f"{self._root} cannot be read: {_why(error)}") from error
         return found
 
-    def open(self, path: str) -> IO[bytes]:
+    def chunks(self, path: str, most: int) -> Iterator[bytes]:
         # A link, or a pipe that would block, put there after the listing is refused too.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        return os.fdopen(os.open(self._root / path, flags), "rb")
+        with os.fdopen(os.open(self._root / path, flags), "rb") as stream:
+            while most and (chunk := stream.read(min(most, _CHUNK))):
+                most -= len(chunk)
+                yield chunk
 
     def close(self) -> None:
         pass
@@ -240,69 +236,100 @@ class _Directory:
             yield from (Path(folder, name) for name in [*folders, *names])
 
 
-_ZIP_ERRORS = (zipfile.BadZipFile, EOFError, ValueError, OverflowError, NotImplementedError, RuntimeError, LookupError)
-"""What ``zipfile`` is known to raise over damaged bytes."""
-
-
 class _Archive:
+    """A ``.mbm``, read strictly: its directory, written anew, must come out as it stands in the file."""
+
     def __init__(self, path: Path) -> None:
-        try:
-            self._file = path.open("rb")
-            self._zip = zipfile.ZipFile(self._file)
-        except (*_ZIP_ERRORS, struct.error) as error:
-            self._file.close()
-            raise BundleIntegrityError(
-                f"{path} is not a whole .mbm archive ({error}): it may be truncated. Copy or export it again."
-            ) from error
         self._path = path
+        self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._places: dict[str, tuple[int, int, int]] = {}
 
     def sizes(self, most: int) -> dict[str, int]:
-        infos = self._zip.infolist()
-        if len(infos) > most:
-            raise BundleIntegrityError(f"{self._path} holds more than {most} files")
-        found: dict[str, int] = {}
-        for info in infos:
-            if info.filename in found:
-                raise BundleIntegrityError(f"{self._path} holds '{info.filename}' twice")
-            if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 0x1 or info.is_dir():
-                raise BundleIntegrityError(
-                    f"'{info.filename}' in {self._path} is compressed, encrypted or a folder: a .mbm holds stored files"
-                )
-            if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
-                raise BundleIntegrityError(f"'{info.filename}' in {self._path} is not a regular file")
-            found[info.filename] = info.file_size
-        self._check_layout(infos)
-        return found
-
-    def open(self, path: str) -> IO[bytes]:
         try:
-            return self._zip.open(path)
-        except (*_ZIP_ERRORS, struct.error) as error:
-            raise OSError(str(error)) from error
+            return self._list(most)
+        except (OSError, struct.error, UnicodeError) as error:
+            raise self._damaged(str(error)) from error
+
+    def chunks(self, path: str, most: int) -> Iterator[bytes]:
+        position, size, expected = self._places[path]
+        left, crc = min(size, most), 0
+        while left:
+            chunk = self._read(position, min(left, _CHUNK))
+            position, left, crc = position + len(chunk), left - len(chunk), zlib.crc32(chunk, crc)
+            yield chunk
+        # All but the manifest have a better one in the manifest.
+        if size <= most and crc != expected:
+            raise OSError("the checksum is wrong")
 
     def close(self) -> None:
-        self._zip.close()
-        self._file.close()
+        if self._handle >= 0:
+            os.close(self._handle)
+        self._handle = -1
 
-    def _check_layout(self, infos: list[zipfile.ZipInfo]) -> None:
-        """Every header is what ``_write_archive`` makes of these names, sizes and checksums; nothing lies between."""
-        try:
-            headers, tail = _zip_frame([(info.filename, info.file_size, info.CRC) for info in infos])
-            position = 0
-            for info, header in zip(infos, headers, strict=True):
-                self._expect(position, header)
-                position += len(header) + info.file_size
-            self._expect(position, tail, last=True)
-        except (OSError, *_ZIP_ERRORS, struct.error) as error:
-            raise BundleIntegrityError(f"{self._path} cannot be read: {error}. Copy it again.") from error
+    def _list(self, most: int) -> dict[str, int]:
+        entries = self._entries(most)
+        headers, tail = _zip_frame(entries)
+        position = 0
+        for (name, size, crc), header in zip(entries, headers, strict=True):
+            self._expect(position, header)
+            self._places[name] = (position + len(header), size, crc)
+            position += len(header) + size
+        self._expect(position, tail)
+        if position + len(tail) != os.fstat(self._handle).st_size:
+            raise self._damaged("bytes where none belong")
+        return {name: size for name, size, _ in entries}
 
-    def _expect(self, position: int, piece: bytes, *, last: bool = False) -> None:
-        self._file.seek(position)
-        if self._file.read(len(piece) + last) != piece:
+    def _entries(self, most: int) -> list[tuple[str, int, int]]:
+        """Name, size and CRC-32 of each entry as the directory at the end says; ``_list`` checks all the rest."""
+        end = os.fstat(self._handle).st_size - _END.size
+        signature, *_, count, size, offset, _ = _END.unpack(self._read(end, _END.size))
+        if count == _FULL_16 or offset == _FULL:
+            position = end - _LOCATOR_64.size - _END_64.size
+            *_, count, size, offset = _END_64.unpack(self._read(position, _END_64.size))
+        if signature != b"PK\5\6" or size > count * (_CENTRAL.size + 512):
+            raise self._damaged("no directory at its end")
+        if count > most:
+            raise BundleIntegrityError(f"{self._path} holds more than {most} files")
+        directory, position = self._read(offset, size), 0
+        found: dict[str, tuple[str, int, int]] = {}
+        for _ in range(count):
+            entry, position = self._entry(directory, position)
+            if entry[0] in found:
+                raise BundleIntegrityError(f"{self._path} holds '{entry[0]}' twice")
+            found[entry[0]] = entry
+        return list(found.values())
+
+    def _entry(self, directory: bytes, position: int) -> tuple[tuple[str, int, int], int]:
+        fields = _CENTRAL.unpack_from(directory, position)
+        flags, method, crc, size, attributes = fields[3], fields[4], fields[7], fields[9], fields[15]
+        body = position + _CENTRAL.size
+        after = body + fields[10]
+        name = directory[body:after].decode("ascii")
+        if method or flags & 0x1:
             raise BundleIntegrityError(
-                f"{self._path} is damaged near byte {position}, or is not laid out as edge-mbm does. "
-                "Copy or export it again; a bundle that was unpacked opens as a directory."
+                f"'{name}' in {self._path} is compressed or encrypted: a .mbm holds stored files"
             )
+        if stat.S_IFMT(attributes >> 16) not in (0, stat.S_IFREG):
+            raise BundleIntegrityError(f"'{name}' in {self._path} is not a regular file")
+        if size == _FULL:
+            (size,) = struct.unpack_from("<Q", directory, after + 4)
+        return (name, size, crc), after + fields[11] + fields[12]
+
+    def _expect(self, position: int, piece: bytes) -> None:
+        if self._read(position, len(piece)) != piece:
+            raise self._damaged(f"near byte {position} it is not laid out as edge-mbm does")
+
+    def _read(self, position: int, size: int) -> bytes:
+        data = os.pread(self._handle, size, position) if position >= 0 else b""
+        if len(data) != size:
+            raise OSError("it ends too early")
+        return data
+
+    def _damaged(self, why: str) -> BundleIntegrityError:
+        return BundleIntegrityError(
+            f"{self._path} is not a whole .mbm archive ({why}): it may be truncated or altered. "
+            "Copy or export it again; a bundle that was unpacked opens as a directory."
+        )
 
 
 def _open_container(path: Path) -> _Container:
@@ -323,9 +350,8 @@ def _read_manifest(container: _Container, sizes: Mapping[str, int], limits: Limi
     if sizes[MANIFEST] > limits.manifest_bytes:
         raise BundleIntegrityError(f"{MANIFEST} has {sizes[MANIFEST]} bytes; at most {limits.manifest_bytes} are read")
     try:
-        with container.open(MANIFEST) as stream:
-            return stream.read(limits.manifest_bytes)
-    except (OSError, zipfile.BadZipFile, EOFError, ValueError) as error:
+        return b"".join(container.chunks(MANIFEST, limits.manifest_bytes))
+    except OSError as error:
         raise BundleIntegrityError(f"{MANIFEST} cannot be read: {error}. Copy the bundle again.") from error
 
 
@@ -411,6 +437,8 @@ def _holds_only_a_bundle(folder: Path) -> bool:
 
 
 def _write_archive(target: Path, files: Mapping[str, bytes]) -> None:
+    import tempfile  # noqa: PLC0415 - devices only read, and start sooner without it
+
     headers, tail = _zip_frame([(path, len(data), zlib.crc32(data)) for path, data in files.items()])
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
@@ -433,6 +461,8 @@ def _write_archive(target: Path, files: Mapping[str, bytes]) -> None:
 _LOCAL = struct.Struct("<4s5H3L2H")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _END = struct.Struct("<4s4H2LH")
+_END_64 = struct.Struct("<4sQ2H2L4Q")
+_LOCATOR_64 = struct.Struct("<4sLQL")
 _VERSION, _VERSION_64 = 20, 45
 _EPOCH = 0x21
 """1 January 1980, the format's first date: entries carry no real one."""
@@ -443,7 +473,7 @@ _FULL, _FULL_16 = 0xFFFFFFFF, 0xFFFF
 def _zip_frame(entries: Iterable[tuple[str, int, int]]) -> tuple[list[bytes], bytes]:
     """All of a stored zip but the data (PKWARE APPNOTE 6.3, 4.3): the header before each entry, and the end.
 
-    ``zipfile`` reads it but does not write it: its bytes depend on the Python version, and it wants the data.
+    Not ``zipfile``: its bytes depend on the Python version, it reads past much that is wrong, and it loads slowly.
 
     Args:
         entries: path, size and CRC-32, in order.
@@ -473,14 +503,16 @@ def _zip64_field(values: list[int]) -> bytes:
 def _zip_end(count: int, size: int, offset: int) -> bytes:
     wide = b""
     if count >= _FULL_16 or offset >= _FULL:
-        versions = (_VERSION_64, _VERSION_64)
-        wide = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, *versions, 0, 0, count, count, size, offset)
-        wide += struct.pack("<4sLQL", b"PK\6\7", 0, offset + size, 1)
+        wide = _END_64.pack(b"PK\6\6", 44, _VERSION_64, _VERSION_64, 0, 0, count, count, size, offset)
+        wide += _LOCATOR_64.pack(b"PK\6\7", 0, offset + size, 1)
     few = min(count, _FULL_16)
     return wide + _END.pack(b"PK\5\6", 0, 0, few, few, min(size, _FULL), min(offset, _FULL), 0)
 
 
 def _write_directory(target: Path, files: Mapping[str, bytes]) -> None:
+    import shutil  # noqa: PLC0415 - as above
+    import tempfile  # noqa: PLC0415
+
     fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         for path, data in files.items():
@@ -503,6 +535,9 @@ def _swap(fresh: Path, target: Path) -> None:
     if not target.exists():
         fresh.rename(target)
         return
+    import shutil  # noqa: PLC0415 - as above
+    import tempfile  # noqa: PLC0415
+
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
     try:
         target.rename(aside / "bundle")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
 
@@ -14,7 +13,6 @@ from edge_mbm.spec import AudioModality
 
 __all__ = ["Capture"]
 
-_LOG = logging.getLogger(__name__)
 _SECOND = 1_000_000_000
 _JOIN_S = 5.0
 # Waiting is cut into pieces, so that Ctrl-C is noticed at once on every platform.
@@ -90,7 +88,10 @@ class Capture:
             if self._thread.is_alive():
                 self._thread.join(_JOIN_S)
             if self._thread.is_alive():
-                _LOG.error("the source did not stop within %.0f s; its thread is left behind", _JOIN_S)
+                import logging  # noqa: PLC0415 - takes longer to import than this module; rarely needed
+
+                message = "the source did not stop within %.0f s; its thread is left behind"
+                logging.getLogger(__name__).error(message, _JOIN_S)
 
     def _has_work(self, deadline: int | None) -> bool:
         due = deadline is not None and self._clock.now() >= deadline

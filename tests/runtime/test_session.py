@@ -33,6 +33,7 @@ from edge_mbm.spec import (
     Output,
     Regression,
     SensorModality,
+    State,
     TensorSpec,
     Variant,
 )
@@ -579,6 +580,19 @@ def test_without_a_mask_an_incomplete_pivot_is_skipped_and_counted(tmp_path: Pat
         [result] = session.poll(130)
         assert (result.t_capture, result.dropped, result.missing) == (116, 1, ())
         assert session.stats()["drift.skipped"] == 1
+
+
+def test_a_head_with_a_state_keeps_it_through_one_shots(tmp_path: Path) -> None:
+    """A recurrent head's carried state is the stream's: ``infer`` starts from zeros and gives it back."""
+    bundle = sensors(tmp_path, states=(State(input="s", output="next_s", tensor=vector()),))
+    with bundle.session(load_engine=Engines(compute=add)) as session:
+        session.push("wind", [0.0, 0.0], 0)
+        for t, expected in ((1, 2 + 1 + 0 + 1), (2, 2 + 1 + 4 + 1), (3, 2 + 1 + 8 + 1)):
+            session.push("imu", [0.0, 0.0], t)
+            [result] = session.poll(100)
+            [once] = session.infer(imu=[0.0, 0.0], wind=[0.0, 0.0])
+            assert result.output.as_json()["values"] == [expected] * 2
+            assert once.output.as_json()["values"] == [4, 4]
 
 
 @pytest.mark.parametrize("data", [[1, 2, 3], [1.0, np.nan], ["a", "b"], [[1], [2, 3]], 5])

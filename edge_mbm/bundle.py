@@ -28,7 +28,7 @@ import numpy as np
 from edge_mbm.errors import BundleError, BundleIntegrityError, ManifestError
 from edge_mbm.spec import FileEntry, Manifest, decode_manifest, encode_manifest
 
-__all__ = ["MANIFEST", "BundleFiles", "Limits", "write_bundle"]
+__all__ = ["MANIFEST", "BundleFiles", "Limits", "check_target", "write_bundle"]
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -190,6 +190,22 @@ def write_bundle(path: str | os.PathLike[str], manifest: Manifest, contents: Map
     except OSError as error:
         raise BundleError(f"the bundle cannot be written to {target}: {_why(error)}") from error
     return manifest
+
+
+def check_target(path: str | os.PathLike[str]) -> None:
+    """Refuse a place where ``write_bundle`` would not write, before work is spent on what is to go there.
+
+    Raises:
+        BundleError: it holds something that is not a bundle, or its folder cannot be written to.
+    """
+    target = Path(path)
+    try:
+        _refuse_foreign(target)
+        existing = next(folder for folder in target.absolute().parents if folder.exists())
+    except OSError as error:
+        raise BundleError(f"the bundle cannot be written to {target}: {_why(error)}") from error
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise BundleError(f"the bundle cannot be written to {target}: {existing} is no folder that you may write to")
 
 
 # --- containers ------------------------------------------------------------------------------------------------------

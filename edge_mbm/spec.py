@@ -324,6 +324,16 @@ class _Component(Record, frozen=True, kw_only=True):
     variants: dict[VariantName, Variant]
     states: tuple[State, ...] = ()
 
+    def graph_inputs(self) -> dict[str, TensorSpec]:
+        """Every tensor that the graph takes, by name, in the order of the model's arguments: inputs, then states."""
+        tensors = {key: value.tensor for key, value in self.inputs.items()}
+        return tensors | {state.input: state.tensor for state in self.states}
+
+    def graph_outputs(self) -> dict[str, TensorSpec]:
+        """Every tensor that the graph gives, by name: outputs, then next states."""
+        tensors = {key: value.tensor for key, value in self.outputs.items()}
+        return tensors | {state.output: state.tensor for state in self.states}
+
 
 class Encoder(_Component, frozen=True, kw_only=True, tag="encoder", tag_field="kind"):
     """Modality, or another component's output, to embedding or tokens."""
@@ -343,6 +353,13 @@ class Head(_Component, frozen=True, kw_only=True, tag="head", tag_field="kind"):
     """Per other modality: the greatest age, against the pivot, at which it still counts as present."""
     present: Present | None = None
     """Without it no modality may be missing, and a pivot that lacks one gives no result."""
+
+    def graph_inputs(self) -> dict[str, TensorSpec]:
+        """As for every component, then the present mask."""
+        tensors = _Component.graph_inputs(self)
+        if self.present is not None:
+            tensors[self.present.input] = TensorSpec(dtype="float32", shape=("batch", len(self.present.order)))
+        return tensors
 
 
 class Detector(_Component, frozen=True, kw_only=True, tag="detector", tag_field="kind"):

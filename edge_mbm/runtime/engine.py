@@ -10,12 +10,12 @@ import numpy as np
 
 from edge_mbm.errors import EdgeMbmError, EngineError, MissingDependencyError
 from edge_mbm.runtime.onnx_guard import refuse_external_data
-from edge_mbm.spec import Component, Head, TensorSpec
+from edge_mbm.spec import Component
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Engine", "EngineLoader", "OnnxRuntimeEngine", "graph_inputs", "graph_outputs", "import_onnxruntime"]
+__all__ = ["Engine", "EngineLoader", "OnnxRuntimeEngine", "import_onnxruntime"]
 
 Arrays = Mapping[str, "NDArray[Any]"]
 # Where ONNX Runtime's name for a dtype is not numpy's.
@@ -93,8 +93,8 @@ class OnnxRuntimeEngine:
             # Without its fallback: ONNX Runtime would print the error, and try again with other providers.
             self._session = ort.InferenceSession(graph, options, providers=[self.provider], enable_fallback=0)
             self._check_graph(component)
-        self.inputs = {key: np.zeros(spec.resolve(), spec.dtype) for key, spec in graph_inputs(component).items()}
-        self._outputs = {key: np.zeros(spec.resolve(), spec.dtype) for key, spec in graph_outputs(component).items()}
+        self.inputs = {key: np.zeros(spec.resolve(), spec.dtype) for key, spec in component.graph_inputs().items()}
+        self._outputs = {key: np.zeros(spec.resolve(), spec.dtype) for key, spec in component.graph_outputs().items()}
         with self._explain("bind"):
             self._binding = self._bind()
         # The first run plans memory; better here than on the first frame.
@@ -132,8 +132,8 @@ class OnnxRuntimeEngine:
     def _check_graph(self, component: Component) -> None:
         """Names both ways, and the dtype and fixed sizes of inputs; a wrong output shows in the first run."""
         for kind, expected, found in (
-            ("inputs", graph_inputs(component), self._session.get_inputs()),
-            ("outputs", graph_outputs(component), self._session.get_outputs()),
+            ("inputs", component.graph_inputs(), self._session.get_inputs()),
+            ("outputs", component.graph_outputs(), self._session.get_outputs()),
         ):
             names = {tensor.name for tensor in found}
             if names != set(expected):
@@ -142,7 +142,7 @@ class OnnxRuntimeEngine:
                     f"the manifest says {sorted(expected)}: export the bundle again"
                 )
         for tensor in self._session.get_inputs():
-            spec = graph_inputs(component)[tensor.name]
+            spec = component.graph_inputs()[tensor.name]
             sizes = zip(tensor.shape, spec.resolve(), strict=False)
             fits = len(tensor.shape) == len(spec.shape) and all(a == b for a, b in sizes if isinstance(a, int))
             if not fits or tensor.type != f"tensor({_ORT_TYPES.get(spec.dtype, spec.dtype)})":
@@ -171,21 +171,6 @@ class OnnxRuntimeEngine:
 
     def _failed(self, action: str, error: Exception) -> EngineError:
         return EngineError(f"ONNX Runtime could not {action} '{self._name}': {_first_line(error)}")
-
-
-def graph_inputs(component: Component) -> dict[str, TensorSpec]:
-    """Every tensor a component's graph takes: its inputs, its states, and a head's present mask."""
-    tensors = {key: value.tensor for key, value in component.inputs.items()}
-    tensors |= {state.input: state.tensor for state in component.states}
-    if isinstance(component, Head) and component.present:
-        tensors[component.present.input] = TensorSpec(dtype="float32", shape=("batch", len(component.present.order)))
-    return tensors
-
-
-def graph_outputs(component: Component) -> dict[str, TensorSpec]:
-    """Every tensor a component's graph gives: its outputs and its next states."""
-    tensors = {key: value.tensor for key, value in component.outputs.items()}
-    return tensors | {state.output: state.tensor for state in component.states}
 
 
 def import_onnxruntime() -> Any:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_mbm.errors import EngineError
-from edge_mbm.runtime.engine import graph_inputs, graph_outputs
 from edge_mbm.spec import Component
 
 if TYPE_CHECKING:
@@ -40,8 +39,8 @@ class NullEngine:
         compute: Callable[[Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]], None] | None = None,
     ) -> None:
         self.name = name
-        self.inputs = {key: np.zeros(spec.resolve(), spec.dtype) for key, spec in graph_inputs(component).items()}
-        self._outputs = {key: np.zeros(spec.resolve(), spec.dtype) for key, spec in graph_outputs(component).items()}
+        self.inputs = {key: np.zeros(spec.resolve(), spec.dtype) for key, spec in component.graph_inputs().items()}
+        self._outputs = {key: np.zeros(spec.resolve(), spec.dtype) for key, spec in component.graph_outputs().items()}
         self._compute = compute
         self.runs = 0
         self.closed = False

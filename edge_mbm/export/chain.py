@@ -1,0 +1,180 @@
+"""A recording through all components, as the device's one-shot inference does it, whatever computes each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+
+from edge_mbm.errors import CalibrationError, EdgeMbmError, ExportError
+from edge_mbm.export.graph import first_line
+from edge_mbm.export.recordings import Recording
+from edge_mbm.export.skeleton import Skeleton
+from edge_mbm.preprocess import as_waveform, build_preprocessor
+from edge_mbm.spec import Encoder, Head
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Arrays", "Call", "Chain", "GraphRunner", "Runner"]
+
+Arrays: TypeAlias = dict[str, "NDArray[Any]"]
+Call: TypeAlias = Callable[[str, Arrays], None]
+
+
+class Runner(Protocol):
+    """Computes one component: all of its graph's inputs in, its outputs and next states out.
+
+    A protocol because torch, an ONNX graph and the calibration's observer take turns in the same chain.
+    """
+
+    def __call__(self, inputs: Arrays) -> Mapping[str, NDArray[Any]]:
+        """One call at batch 1; the caller may keep what it gets."""
+        ...
+
+
+class Chain:
+    """The components in running order with their preprocessing.
+
+    Args:
+        components: in running order.
+    """
+
+    def __init__(self, components: Mapping[str, Skeleton]) -> None:
+        self._components = components
+        self._prepare = {
+            (name, key): build_preprocessor(value.preprocess, value.tensor)
+            for name, component in components.items()
+            for key, value in component.inputs.items()
+            if "." not in value.source
+        }
+
+    def run(
+        self,
+        recording: Recording,
+        runners: Mapping[str, Runner],
+        known: Mapping[str, NDArray[Any]] | None = None,
+        on_call: Call | None = None,
+    ) -> Arrays:
+        """Every component's outputs for one recording, apart from any stream.
+
+        A windowed encoder takes the recording's whole windows in turn, from a zero state; its last outputs count.
+
+        Args:
+            recording: modalities that it lacks are missing to the heads.
+            runners: per component.
+            known: "component.output" -> array, computed before: their components are not run again.
+            on_call: told each component's name and inputs before it runs.
+
+        Returns:
+            "component.output" -> array with a batch axis of 1.
+
+        Raises:
+            CalibrationError: the recording does not fit, or is too short for a window.
+        """
+        outputs: Arrays = dict(known or {})
+        for name, component in self._components.items():
+            if all(f"{name}.{key}" in outputs for key in component.outputs):
+                continue
+            last: Mapping[str, NDArray[Any]] | None = None
+            states = {s.input: np.zeros(s.tensor.resolve(), s.tensor.dtype) for s in component.states}
+            for prepared in self._calls(name, component, recording, outputs):
+                inputs = {key: ({**prepared, **states})[key] for key in component.graph_inputs()}
+                if on_call is not None:
+                    on_call(name, inputs)
+                last = runners[name](inputs)
+                states = {state.input: np.asarray(last[state.output]) for state in component.states}
+            if last is not None:
+                outputs |= {f"{name}.{key}": np.asarray(last[key]) for key in component.outputs}
+        return outputs
+
+    def _calls(self, name: str, component: Skeleton, recording: Recording, outputs: Arrays) -> Iterator[Arrays]:
+        if isinstance(component, Head):
+            yield from self._head_call(name, component, recording, outputs)
+            return
+        for items in self._items(component, recording, outputs):
+            try:
+                yield {
+                    key: self._prepare[name, key](items[value.source])
+                    if "." not in value.source
+                    else items[value.source]
+                    for key, value in component.inputs.items()
+                }
+            except EdgeMbmError as error:
+                raise CalibrationError(f"recording '{recording.id}' does not fit '{name}': {error}") from error
+
+    def _items(self, component: Encoder, recording: Recording, outputs: Arrays) -> Iterator[Mapping[str, Any]]:
+        """What an encoder reads, or nothing if the recording lacks it; once for every window."""
+        known: dict[str, Any] = {**recording.inputs, **outputs}
+        if any(value.source not in known for value in component.inputs.values()):
+            return
+        if component.window is None:
+            yield known
+            return
+        [value] = component.inputs.values()
+        samples = as_waveform(known[value.source])
+        length, hop = component.window.length, component.window.hop
+        if len(samples) < length:
+            raise CalibrationError(f"recording '{recording.id}' has {len(samples)} samples, a window takes {length}")
+        for start in range(0, len(samples) - length + 1, hop):
+            yield {value.source: samples[start : start + length]}
+
+    def _head_call(self, name: str, head: Head, recording: Recording, outputs: Arrays) -> Iterator[Arrays]:
+        absent = [m for m in self._modalities(name) if m not in recording.inputs]
+        if absent and (head.present is None or len(absent) == len(self._modalities(name))):
+            return
+        given = {
+            key: outputs.get(value.source, np.zeros(value.tensor.resolve(), value.tensor.dtype))
+            for key, value in head.inputs.items()
+        }
+        if head.present is not None:
+            mask = [[modality in recording.inputs for modality in head.present.order]]
+            given[head.present.input] = np.array(mask, np.float32)
+        yield given
+
+    def _modalities(self, name: str) -> list[str]:
+        found: list[str] = []
+        for value in self._components[name].inputs.values():
+            upstream, dot, _ = value.source.partition(".")
+            found += self._modalities(upstream) if dot else [value.source]
+        return list(dict.fromkeys(found))
+
+
+class GraphRunner:
+    """A ``Runner`` of an ONNX graph on ONNX Runtime's CPU kernels, one thread.
+
+    Args:
+        graph: the model.
+        name: the component's, for messages.
+        extended: stop at extended optimisations: beyond them fp16 graphs have crashed ONNX Runtime.
+
+    Raises:
+        ExportError: it does not load.
+    """
+
+    def __init__(self, graph: bytes, name: str, *, extended: bool = False) -> None:
+        import onnxruntime as ort  # noqa: PLC0415 - heavy; the chain does without
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        if extended:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        self._name = name
+        try:
+            self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        except Exception as error:  # ONNX Runtime's exceptions share no base
+            raise ExportError(f"ONNX Runtime cannot load the graph of '{name}': {first_line(error)}") from error
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def __call__(self, inputs: Arrays) -> Arrays:
+        """See ``Runner``; any batch.
+
+        Raises:
+            ExportError: it failed.
+        """
+        try:
+            return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
+        except Exception as error:  # as above
+            raise ExportError(f"ONNX Runtime cannot run the graph of '{self._name}': {first_line(error)}") from error

@@ -1,0 +1,132 @@
+"""Which variants ship: a budget against what was measured, alone and together, and the reason in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from edge_mbm.errors import BudgetError
+from edge_mbm.export.draft import Draft, Tried, given
+from edge_mbm.export.measure import fused_figures, outputs
+from edge_mbm.export.progress import Progress
+from edge_mbm.export.recipe import Budget
+from edge_mbm.spec import Decision, ErrorFigures, SpeedFigures
+
+__all__ = ["chosen_variants", "decide", "judge", "within"]
+
+
+def decide(draft: Draft, progress: Progress) -> Draft:
+    """Keep what is within its budget and worth it, alone and together; then hold the whole to the recipe."""
+    errors, speeds = given(draft.errors), given(draft.speeds)
+    recipe = draft.loaded.recipe
+    progress.stage("decide", 1)
+    decisions: dict[Tried, Decision] = {}
+    for name in given(draft.components):
+        exporter = given(draft.exporters)[name]
+        decisions[name, "fp32"] = Decision(
+            kept=True, reason=f"the reference: traced with {exporter}, equal to the model"
+        )
+        for variant in draft.variants():
+            key = (name, variant)
+            decisions[key] = (
+                Decision(kept=False, reason=draft.faults[key])
+                if key in draft.faults
+                else judge(recipe.budget_of(name), errors[key], errors[name, "fp32"], speeds.get(key))
+            )
+    draft = _together(replace(draft, decisions=decisions))
+    _check_required(draft)
+    progress.step()
+    return draft
+
+
+def chosen_variants(draft: Draft) -> dict[str, str]:
+    """What a machine of this kind runs of each component: the fastest kept variant of those that run here."""
+    speeds = given(draft.speeds)
+    kept = [key for key, decision in given(draft.decisions).items() if decision.kept and key in speeds]
+    # Slowest first, so that the fastest of a component is what stays.
+    return dict(sorted(kept, key=lambda key: speeds[key].speedup))
+
+
+def _together(draft: Draft) -> Draft:
+    """Errors add up: where all chosen variants together break a head's budget, the one that costs most gives way."""
+    original = outputs(draft, {}, None)
+    while True:
+        quantized = {name: variant for name, variant in chosen_variants(draft).items() if variant != "fp32"}
+        fused = fused_figures(draft, quantized, original)
+        broken = [
+            f"{f.head}: {fault}"
+            for f in fused
+            for fault in within(draft.loaded.recipe.budget_of(f.head), f.error, f.original)
+        ]
+        if not broken or not quantized:
+            return replace(draft, fused=fused)
+        errors = given(draft.errors)
+        worst = min(quantized.items(), key=lambda key: (errors[key].agreement or 0.0, errors[key].cosine))
+        reason = f"within budget alone, but together with the others {broken[0]}"
+        draft = replace(draft, decisions={**given(draft.decisions), worst: Decision(kept=False, reason=reason)})
+
+
+def _check_required(draft: Draft) -> None:
+    """Raise BudgetError, with everything that was tried, where the recipe's [require] does not hold."""
+    require, decisions = draft.loaded.recipe.require, given(draft.decisions)
+    broken = []
+    accuracies = {fused.head: fused.error.accuracy for fused in given(draft.fused)}
+    for head, least in require.accuracy.items():
+        found = accuracies[head]
+        if found is None or found < least:
+            shown = "unknown: the recordings have no labels" if found is None else f"{found:.3f}"
+            broken.append(f"accuracy of '{head}' is {shown}, [require] asks for {least:.3f}")
+    for name, variants in require.keep.items():
+        broken += [
+            f"'{variant}' of '{name}' was not kept: {decisions[name, variant].reason}"
+            for variant in variants
+            if not decisions[name, variant].kept
+        ]
+    if broken:
+        raise BudgetError("\n".join([*broken, "No bundle was written. What was tried:", *_tried(draft)]))
+
+
+def _tried(draft: Draft) -> Iterator[str]:
+    errors, speeds = given(draft.errors), given(draft.speeds)
+    for (name, variant), decision in given(draft.decisions).items():
+        error, speed = errors.get((name, variant)), speeds.get((name, variant))
+        figures = [f"cosine {error.cosine:.4f}" if error else "", f"{speed.speedup:.2f}x" if speed else ""]
+        verdict = "kept" if decision.kept else "not kept"
+        yield f"  {name:20} {variant:14} {' '.join(filter(None, figures)):24} {verdict}: {decision.reason}"
+
+
+def judge(budget: Budget, error: ErrorFigures, original: ErrorFigures, speed: SpeedFigures | None) -> Decision:
+    """Keep a variant or not.
+
+    Args:
+        budget: what it must hold.
+        error: with the variant in place.
+        original: with fp32 in its place.
+        speed: None where this machine cannot measure it; then only accuracy decides.
+    """
+    faults = list(within(budget, error, original))
+    if speed is not None and speed.speedup < budget.min_speedup:
+        faults.append(f"not worth it: {speed.speedup:.2f}x of fp32, asked for {budget.min_speedup:.2f}x")
+    if faults:
+        return Decision(kept=False, reason="; ".join(faults))
+    gain = f"{speed.speedup:.2f}x of fp32" if speed else "speed unmeasured until compiled on the device"
+    return Decision(kept=True, reason=f"within budget ({_summary(error)}); {gain}")
+
+
+def within(budget: Budget, error: ErrorFigures, original: ErrorFigures) -> Iterator[str]:
+    """Each part of the accuracy budget that is broken, in words."""
+    if error.cosine < budget.min_cosine:
+        yield f"cosine {error.cosine:.4f}, budget {budget.min_cosine:.4f}"
+    if error.agreement is not None and error.agreement < budget.min_agreement:
+        yield f"agreement {error.agreement:.3f}, budget {budget.min_agreement:.3f}"
+    if error.accuracy is not None and original.accuracy is not None:
+        drop = original.accuracy - error.accuracy
+        # Shares of a few hundred recordings: their difference carries rounding.
+        if drop > budget.max_accuracy_drop + 1e-9:
+            yield f"accuracy falls by {drop:.3f} to {error.accuracy:.3f}, budget {budget.max_accuracy_drop:.3f}"
+
+
+def _summary(error: ErrorFigures) -> str:
+    parts = [f"cosine {error.cosine:.4f}", f"SQNR {error.sqnr_db:.1f} dB"]
+    parts += [f"agreement {error.agreement:.3f}"] if error.agreement is not None else []
+    return ", ".join(parts)

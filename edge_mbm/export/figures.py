@@ -1,0 +1,83 @@
+"""How far one set of outputs is from another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edge_mbm.export.chain import Arrays
+from edge_mbm.spec import ErrorFigures
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["accuracy", "agreement", "error_figures", "labels_of"]
+
+_SQNR_CAP_DB = 120.0
+"""Equal outputs have no noise; a manifest's numbers are finite."""
+
+
+def error_figures(
+    reference: Sequence[Arrays],
+    got: Sequence[Arrays],
+    outputs: Iterable[str],
+    heads: Sequence[str],
+    truth: Sequence[int],
+) -> ErrorFigures:
+    """Everything that the manifest says of a variant's error, over the same recordings.
+
+    Args:
+        reference: per recording, the framework's outputs by "component.output".
+        got: per recording, the outputs with the variant in place.
+        outputs: the variant's own outputs.
+        heads: classifying outputs to judge it by; the worst of them counts.
+        truth: the recordings' labels; empty if they are not all labelled.
+    """
+    pairs = [(_column(reference, key), _column(got, key)) for key in outputs]
+    agreements = [agreement(reference, got, head) for head in heads]
+    accuracies = [accuracy(got, head, truth) for head in heads] if truth else []
+    return ErrorFigures(
+        samples=len(reference),
+        cosine=min(_cosine(a, b) for a, b in pairs),
+        sqnr_db=min(_sqnr(a, b) for a, b in pairs),
+        max_abs=max(float(np.abs(a - b).max()) for a, b in pairs),
+        agreement=min(agreements, default=None),
+        accuracy=min(accuracies, default=None),
+    )
+
+
+def agreement(reference: Sequence[Arrays], got: Sequence[Arrays], head: str) -> float:
+    """Share of recordings on which a classifying output gives the same label."""
+    return float(np.mean(labels_of(reference, head) == labels_of(got, head)))
+
+
+def accuracy(got: Sequence[Arrays], head: str, truth: Sequence[int]) -> float:
+    """Share of recordings on which a classifying output is right."""
+    return float(np.mean(labels_of(got, head) == np.asarray(truth)))
+
+
+def labels_of(outputs: Sequence[Arrays], head: str) -> NDArray[np.int64]:
+    """The best class per recording: int64[recordings]."""
+    best: NDArray[np.int64] = _column(outputs, head).argmax(axis=1)
+    return best
+
+
+def _column(outputs: Sequence[Arrays], key: str) -> NDArray[np.float64]:
+    """One output over all recordings, flat: float64[recordings, values]."""
+    return np.stack([np.asarray(o[key], np.float64).reshape(-1) for o in outputs])
+
+
+def _cosine(a: NDArray[Any], b: NDArray[Any]) -> float:
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    # Two zero vectors are alike; a zero vector and another are not.
+    same = np.where(np.abs(a - b).max(axis=1) == 0, 1.0, 0.0)
+    return float(np.mean(np.divide((a * b).sum(axis=1), norms, out=same, where=norms > 0)))
+
+
+def _sqnr(a: NDArray[Any], b: NDArray[Any]) -> float:
+    signal, noise = float((a**2).sum()), float(((a - b) ** 2).sum())
+    if noise == 0:
+        return _SQNR_CAP_DB
+    return float(np.clip(10 * np.log10(max(signal, 1e-30) / noise), -_SQNR_CAP_DB, _SQNR_CAP_DB))

@@ -1,0 +1,321 @@
+"""Recipes: what to export, from which model, measured on which recordings, within which budgets.
+
+A recipe is a TOML file; a calibration set is another that it points to, so that several recipes can share the same
+recordings. Both are typed; a key that is not known is refused, with the one that was probably meant.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+
+import msgspec
+import tomllib
+from msgspec import Meta, Struct
+
+from edge_mbm.calibration import CalibrationMethod, Percentile
+from edge_mbm.errors import RecipeError
+from edge_mbm.spec import Dim, DType, Modality, Name, Nanoseconds, Preprocess, RawSteps, Task, Window
+
+__all__ = [
+    "Budget",
+    "CalibrationSet",
+    "ComponentRecipe",
+    "EncoderRecipe",
+    "HeadRecipe",
+    "InputRecipe",
+    "Recipe",
+    "Require",
+    "Split",
+    "StateRecipe",
+    "VariantKey",
+    "load_recipe",
+]
+
+Factory: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")]
+VariantKey: TypeAlias = Literal["x86-cpu-int8", "trt-fp16"]
+Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
+PositiveInt: TypeAlias = Annotated[int, Meta(ge=1)]
+T = TypeVar("T")
+
+
+class InputRecipe(Struct, frozen=True):
+    """Where a graph input comes from: a modality, or another component's output, and the steps between."""
+
+    source: str
+    preprocess: Preprocess = RawSteps()
+
+
+class StateRecipe(Struct, frozen=True):
+    """A tensor carried between calls; ``shape`` has "batch" where the batch goes."""
+
+    input: Name
+    output: Name
+    shape: tuple[Dim, ...]
+    dtype: DType = "float32"
+
+
+class Budget(Struct, frozen=True):
+    """What a variant must keep of the original, on recordings that calibration never saw."""
+
+    min_cosine: Annotated[float, Meta(ge=-1, le=1)] = 0.99
+    """Lowest mean cosine similarity of an output."""
+    min_agreement: Share = 0.98
+    """Share of recordings on which the heads still give the same label."""
+    max_accuracy_drop: Share = 0.01
+    """How much of the heads' accuracy may go, where the recordings are labelled."""
+    min_speedup: Annotated[float, Meta(gt=0)] = 1.05
+    """A quantized variant that is not this much faster than fp32 is not worth its error."""
+
+
+class _ComponentRecipe(Struct, frozen=True, kw_only=True):
+    module: str
+    """Path of the submodule inside the model ("encoders.image"); "" is the model itself."""
+    inputs: dict[Name, InputRecipe | str]
+    """In the order of ``forward``'s arguments; after them come the states, then the present mask."""
+    outputs: dict[Name, Task]
+    """In the order of what ``forward`` returns; after them come the next states."""
+    states: tuple[StateRecipe, ...] = ()
+    budget: Budget | None = None
+    """Instead of the recipe's."""
+
+    def sources(self) -> dict[str, InputRecipe]:
+        """The inputs, the short form (only a source) spelled out."""
+        return {k: InputRecipe(v) if isinstance(v, str) else v for k, v in self.inputs.items()}
+
+
+class EncoderRecipe(_ComponentRecipe, frozen=True, kw_only=True, tag="encoder", tag_field="kind"):
+    """One modality to an embedding."""
+
+    window: Window | None = None
+
+
+class HeadRecipe(_ComponentRecipe, frozen=True, kw_only=True, tag="head", tag_field="kind"):
+    """Embeddings to a task output."""
+
+    pivot: Name
+    deadline_ns: Nanoseconds
+    tolerance_ns: dict[Name, Nanoseconds] = {}
+    present: tuple[Name, ...] = ()
+    """Modalities in the order of the mask's columns; empty if the head has no mask."""
+
+
+ComponentRecipe: TypeAlias = EncoderRecipe | HeadRecipe
+
+
+class Require(Struct, frozen=True):
+    """What must hold, or there is no bundle."""
+
+    accuracy: dict[Name, Share] = {}
+    """Head -> the least accuracy with what this machine would run."""
+    keep: dict[Name, tuple[VariantKey, ...]] = {}
+    """Component -> variants that must be within their budget."""
+
+
+class Split(Struct, frozen=True):
+    """Recordings for one purpose: ``recordings(split)`` of the factory, at most ``samples`` of them."""
+
+    split: str
+    samples: PositiveInt
+
+
+class CalibrationSet(Struct, frozen=True):
+    """A calibration-set manifest (``calibration/*.toml``): which recordings calibrate, measure and prove a bundle.
+
+    ``recordings`` names a function that takes a split's name and gives records with an ``id``, ``inputs`` (modality ->
+    array, as a source would push them) and a ``label``, which may be None.
+    """
+
+    recordings: Factory
+    calibration: Split
+    """Ranges are taken from these, and from nothing else."""
+    heldout: Split
+    """Every error, agreement and accuracy is measured on these."""
+    golden: Split
+    """These travel in the bundle, to be replayed on the device."""
+    description: str = ""
+    python_path: tuple[str, ...] = ()
+
+
+class Recipe(Struct, frozen=True, kw_only=True):
+    """``export/*.toml``."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=128)]
+    model: Factory
+    """A function without arguments that returns the trained ``torch.nn.Module``."""
+    calibration_set: str
+    """Path of the calibration-set manifest, from the recipe's folder."""
+    modalities: dict[Name, Modality]
+    components: dict[Name, ComponentRecipe]
+    description: str = ""
+    python_path: tuple[str, ...] = ()
+    """Folders to import ``model`` from, from the recipe's folder."""
+    labels: dict[Name, tuple[str, ...]] = {}
+    default_heads: tuple[Name, ...] = ()
+    variants: tuple[VariantKey, ...] = ("x86-cpu-int8", "trt-fp16")
+    """Besides fp32, which is always there."""
+    method: CalibrationMethod = Percentile()
+    budget: Budget = Budget()
+    require: Require = Require()
+    opset: Annotated[int, Meta(ge=18, le=20)] = 20
+    """20 is the newest that ONNX Runtime's CPU kernels and TensorRT both take whole."""
+    trace_timeout_s: Annotated[float, Meta(gt=0)] = 600
+
+    def budget_of(self, component: str) -> Budget:
+        """A component's own budget, or the recipe's."""
+        return self.components[component].budget or self.budget
+
+    def heads(self) -> tuple[str, ...]:
+        """Names of the heads that a session runs by default."""
+        heads = tuple(name for name, c in self.components.items() if isinstance(c, HeadRecipe))
+        return self.default_heads or heads
+
+
+class LoadedRecipe(Struct, frozen=True):
+    """A recipe, its calibration set, and where they were."""
+
+    path: Path
+    recipe: Recipe
+    data: CalibrationSet
+    sha256: str
+    """Of both files."""
+
+    def python_path(self) -> tuple[str, ...]:
+        """Folders to import model and recordings from, absolute."""
+        recipe_folder = self.path.parent
+        data_folder = (recipe_folder / self.recipe.calibration_set).parent
+        wanted = [(recipe_folder, p) for p in self.recipe.python_path] + [
+            (data_folder, p) for p in self.data.python_path
+        ]
+        return tuple(dict.fromkeys(str((folder / entry).resolve()) for folder, entry in wanted))
+
+
+def load_recipe(path: Path) -> LoadedRecipe:
+    """Read a recipe and the calibration set that it names.
+
+    Raises:
+        RecipeError: a file is missing or no TOML, a key is unknown, a value is wrong, or a name refers to nothing.
+    """
+    text = _read(path, "recipe")
+    recipe = _parse(text, Recipe, path)
+    data_path = path.parent / recipe.calibration_set
+    data_text = _read(data_path, "calibration set")
+    data = _parse(data_text, CalibrationSet, data_path)
+    for problem in _problems(recipe):
+        raise RecipeError(f"{path}: {problem}")
+    return LoadedRecipe(path, recipe, data, hashlib.sha256(text + b"\0" + data_text).hexdigest())
+
+
+def _read(path: Path, what: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RecipeError(f"there is no {what} at {path}: {error.strerror}") from error
+
+
+def _parse(text: bytes, kind: type[T], path: Path) -> T:
+    try:
+        raw = tomllib.loads(text.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not TOML: {error}") from error
+    try:
+        value = msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        raise RecipeError(f"{path}: {error}{_hint(str(error), raw)}") from error
+    for problem in _unknown_keys(raw, value, ""):
+        raise RecipeError(f"{path}: {problem}")
+    return value
+
+
+# --- unknown keys ----------------------------------------------------------------------------------------------------
+
+
+def _unknown_keys(raw: object, value: object, where: str) -> Iterator[str]:
+    """Keys that no record has a field for; msgspec ignores them, since the manifest's records must."""
+    if isinstance(value, Struct) and isinstance(raw, dict):
+        config = value.__struct_config__
+        fields = [f.encode_name for f in msgspec.structs.fields(value)]
+        known = [*fields, *([config.tag_field] if config.tag_field else [])]
+        for key in raw:
+            if key not in known:
+                yield f"unknown key '{where}{key}'{_nearest(key, known)}. Known here: {', '.join(sorted(known))}"
+        for field in msgspec.structs.fields(value):
+            yield from _unknown_keys(raw.get(field.encode_name), getattr(value, field.name), f"{where}{field.name}.")
+    elif isinstance(value, dict) and isinstance(raw, dict):
+        for key, item in value.items():
+            yield from _unknown_keys(raw.get(key), item, f"{where}{key}.")
+    elif isinstance(value, tuple) and isinstance(raw, list):
+        for index, (item, given) in enumerate(zip(value, raw, strict=False)):
+            yield from _unknown_keys(given, item, f"{where}{index}.")
+
+
+def _hint(message: str, raw: object) -> str:
+    """For a missing field: the key beside it that was probably meant to be it."""
+    found = re.search(r"missing required field `(\w+)`(?: - at `\$(.*)`)?", message)
+    if found is None:
+        return ""
+    place: Any = raw
+    for step in re.findall(r"\.(\w+)|\[(\d+|\.\.\.)\]", found[2] or ""):
+        place = _step(place, *step)
+    near = difflib.get_close_matches(found[1], list(place) if isinstance(place, dict) else [], 1, 0.6)
+    return f": did you mean '{found[1]}' by '{near[0]}'?" if near else ""
+
+
+def _step(place: Any, key: str, index: str) -> Any:
+    if isinstance(place, dict):
+        # msgspec shows any key of a free dictionary as [...]: look at the one that could be wrong.
+        return place.get(key) if key else next(iter(place.values()), None)
+    return place[int(index)] if isinstance(place, list) and index.isdigit() else None
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, 1, 0.5)
+    return f": did you mean '{near[0]}'?" if near else ""
+
+
+# --- references ------------------------------------------------------------------------------------------------------
+
+
+def _problems(recipe: Recipe) -> Iterator[str]:
+    heads = [name for name, c in recipe.components.items() if isinstance(c, HeadRecipe)]
+    if not heads:
+        yield "components has no head, so nothing would come out of the bundle"
+    for name, component in recipe.components.items():
+        yield from _source_problems(recipe, name, component)
+        yield from _task_problems(recipe, name, component)
+    yield from _name_problems(recipe.default_heads, heads, "default_heads")
+    yield from _name_problems(recipe.require.accuracy, heads, "require.accuracy")
+    yield from _name_problems(recipe.require.keep, list(recipe.components), "require.keep")
+    for name, variants in recipe.require.keep.items():
+        yield from _name_problems(variants, list(recipe.variants), f"require.keep.{name}")
+
+
+def _source_problems(recipe: Recipe, name: str, component: ComponentRecipe) -> Iterator[str]:
+    for key, value in component.sources().items():
+        upstream, dot, output = value.source.partition(".")
+        where = f"components.{name}.inputs.{key}.source is '{value.source}'"
+        if not dot and upstream not in recipe.modalities:
+            yield f"{where}: there is no such modality{_nearest(upstream, list(recipe.modalities))}"
+        if dot and upstream not in recipe.components:
+            yield f"{where}: there is no component '{upstream}'{_nearest(upstream, list(recipe.components))}"
+        elif dot and output not in recipe.components[upstream].outputs:
+            outputs = list(recipe.components[upstream].outputs)
+            yield f"{where}: '{upstream}' gives {outputs}{_nearest(output, outputs)}"
+
+
+def _task_problems(recipe: Recipe, name: str, component: ComponentRecipe) -> Iterator[str]:
+    for key, task in component.outputs.items():
+        labels = getattr(task, "labels", None)
+        if labels is not None and labels not in recipe.labels:
+            where = f"components.{name}.outputs.{key}.labels"
+            yield f"{where} is '{labels}', which is not in [labels]{_nearest(labels, list(recipe.labels))}"
+
+
+def _name_problems(names: tuple[str, ...] | Mapping[str, object], known: list[str], where: str) -> Iterator[str]:
+    for name in names:
+        if name not in known:
+            yield f"{where} names '{name}'{_nearest(name, known)}; there is {known}"

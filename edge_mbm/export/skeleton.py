@@ -1,0 +1,157 @@
+"""From a recipe to the manifest's components, their tensors' shapes found out, not typed in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from edge_mbm.errors import RecipeError
+from edge_mbm.export.origin import Origin
+from edge_mbm.export.recipe import ComponentRecipe, EncoderRecipe, InputRecipe, Recipe, StateRecipe
+from edge_mbm.spec import (
+    AudioModality,
+    Encoder,
+    Head,
+    ImageSteps,
+    Input,
+    LogMelSteps,
+    Output,
+    Present,
+    RawSteps,
+    SensorModality,
+    State,
+    TensorSpec,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Skeleton", "make_skeleton", "running_order"]
+
+Skeleton: TypeAlias = Encoder | Head
+"""A component whose variants are not there yet."""
+
+_BATCH = 2  # not 1, which exporters take for a constant
+_LAYOUTS = {2: "ND", 3: "NTD", 4: "NCHW"}
+
+
+def make_skeleton(recipe: Recipe, origin: Origin) -> dict[str, Skeleton]:
+    """Every component with its inputs, outputs and states, in the recipe's order.
+
+    Raises:
+        RecipeError: components form a cycle, a modality or its steps are not supported, or an output has no batch.
+    """
+    made: dict[str, Skeleton] = {}
+    for name in running_order(recipe):
+        made[name] = _component(recipe, name, origin, made)
+    return {name: made[name] for name in recipe.components}
+
+
+def running_order(recipe: Recipe) -> tuple[str, ...]:
+    """Component names, each after those that feed it.
+
+    Raises:
+        RecipeError: there is a cycle.
+    """
+    done: dict[str, None] = {}
+    waiting = dict(recipe.components)
+    while waiting:
+        ready = [name for name, component in waiting.items() if _upstream(component) <= done.keys()]
+        if not ready:
+            raise RecipeError(f"components {sorted(waiting)} feed each other in a cycle")
+        for name in ready:
+            done[name] = None
+            del waiting[name]
+    return tuple(done)
+
+
+def _component(recipe: Recipe, name: str, origin: Origin, made: Mapping[str, Skeleton]) -> Skeleton:
+    component = recipe.components[name]
+    inputs = {
+        key: Input(
+            source=v.source,
+            tensor=_input_tensor(recipe, f"{name}.inputs.{key}", component, v, made),
+            preprocess=v.preprocess,
+        )
+        for key, v in component.sources().items()
+    }
+    states = tuple(_state(state) for state in component.states)
+    bare = _assemble(component, inputs, {}, states)
+    zeros = {key: np.zeros(spec.resolve(_BATCH), spec.dtype) for key, spec in bare.graph_inputs().items()}
+    given = origin.run(name, zeros)
+    outputs = {
+        key: Output(tensor=_output_tensor(f"{name}.{key}", given[key]), task=task)
+        for key, task in component.outputs.items()
+    }
+    for state in states:
+        _check_state(name, state, given[state.output])
+    return _assemble(component, inputs, outputs, states)
+
+
+def _assemble(
+    component: ComponentRecipe, inputs: dict[str, Input], outputs: dict[str, Output], states: tuple[State, ...]
+) -> Skeleton:
+    if isinstance(component, EncoderRecipe):
+        return Encoder(inputs=inputs, outputs=outputs, variants={}, states=states, window=component.window)
+    return Head(
+        inputs=inputs,
+        outputs=outputs,
+        variants={},
+        states=states,
+        pivot=component.pivot,
+        deadline_ns=component.deadline_ns,
+        tolerance_ns=component.tolerance_ns,
+        present=Present(input="present", order=component.present) if component.present else None,
+    )
+
+
+def _input_tensor(
+    recipe: Recipe, where: str, component: ComponentRecipe, value: InputRecipe, made: Mapping[str, Skeleton]
+) -> TensorSpec:
+    upstream, dot, output = value.source.partition(".")
+    if dot:
+        return made[upstream].outputs[output].tensor
+    modality, steps = recipe.modalities[value.source], value.preprocess
+    window = component.window if isinstance(component, EncoderRecipe) else None
+    if isinstance(steps, ImageSteps):
+        channels = 1 if steps.color == "gray" else 3
+        shape = ("batch", steps.height, steps.width, channels)
+        return TensorSpec(dtype="uint8", shape=shape, layout="NHWC", unit=f"{steps.color} 0..255")
+    if isinstance(steps, LogMelSteps) and window is not None:
+        frames = 1 + (window.length - steps.window_length) // steps.hop_length
+        return TensorSpec(dtype="float32", shape=("batch", frames, steps.n_mels), layout="NTC", unit="log mel power")
+    if isinstance(steps, RawSteps) and isinstance(modality, AudioModality) and window is not None:
+        return TensorSpec(dtype="float32", shape=("batch", window.length), layout="NT", unit="full scale +-1")
+    if isinstance(steps, RawSteps) and isinstance(modality, SensorModality):
+        return TensorSpec(dtype="float32", shape=("batch", *modality.shape), unit=modality.unit)
+    raise RecipeError(
+        f"components.{where} takes {type(modality).__name__} with {type(steps).__name__}"
+        f"{'' if window else ' and no window'}: this edge-mbm exports images through 'image' steps, audio with a "
+        "window through 'log_mel' or 'raw', and sensors as they come"
+    )
+
+
+def _output_tensor(where: str, value: NDArray[Any]) -> TensorSpec:
+    if value.ndim < 1 or value.shape[0] != _BATCH:
+        raise RecipeError(f"'{where}' is {value.dtype}{list(value.shape)} for a batch of {_BATCH}: batch goes first")
+    shape = ("batch", *value.shape[1:])
+    return TensorSpec(dtype=str(value.dtype), shape=shape, layout=_LAYOUTS.get(value.ndim))  # type: ignore[arg-type]
+
+
+def _state(state: StateRecipe) -> State:
+    return State(input=state.input, output=state.output, tensor=TensorSpec(dtype=state.dtype, shape=state.shape))
+
+
+def _check_state(name: str, state: State, value: NDArray[Any]) -> None:
+    if value.shape != state.tensor.resolve(_BATCH) or str(value.dtype) != state.tensor.dtype:
+        raise RecipeError(
+            f"state '{state.output}' of '{name}' is {value.dtype}{list(value.shape)} for a batch of {_BATCH}, "
+            f"the recipe says {state.tensor.dtype}{list(state.tensor.shape)}"
+        )
+
+
+def _upstream(component: ComponentRecipe) -> set[str]:
+    sources = (value.source for value in component.sources().values())
+    return {source.partition(".")[0] for source in sources if "." in source}

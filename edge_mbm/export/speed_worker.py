@@ -1,0 +1,81 @@
+"""The process that loads and times graphs: reads a job from standard input, writes a line for each graph.
+
+Run by ``edge_mbm.export.speed``; not for people.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from time import perf_counter, perf_counter_ns
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+__all__ = ["main"]
+
+_WARM_UP = 20
+_MOST = 20_000
+
+
+def main() -> int:
+    """Do what the job says; returns the exit code."""
+    job = json.load(sys.stdin)
+    with np.load(Path(job["folder"], "inputs.npz"), allow_pickle=False) as arrays:
+        inputs = {key: arrays[key] for key in arrays.files}
+    calls: dict[str, Callable[[], None]] = {}
+    for index, variant in enumerate(job["variants"]):
+        graph = Path(job["folder"], f"{index}.onnx").read_bytes()
+        try:
+            calls[variant] = _bound(graph, inputs, extended=job["extended"])
+            calls[variant]()
+            _answer({"variant": variant})
+        except Exception as error:  # noqa: BLE001 - whatever it raises is the finding
+            calls.pop(variant, None)
+            _answer({"variant": variant, "fault": f"does not load or run: {str(error).splitlines()[0][:300]}"})
+    if job["seconds"] > 0:
+        _answer({"times": _in_turn(calls, job["seconds"])})
+    return 0
+
+
+def _answer(answer: Mapping[str, Any]) -> None:
+    print(json.dumps(answer), flush=True)  # noqa: T201 - this is how it talks
+
+
+def _bound(graph: bytes, inputs: Mapping[str, Any], *, extended: bool) -> Callable[[], None]:
+    """A call with its buffers bound once, one thread, not spinning: as the device's engine makes it."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if extended:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    binding = session.io_binding()
+    for value in session.get_inputs():
+        binding.bind_cpu_input(value.name, np.ascontiguousarray(inputs[value.name]))
+    for value in session.get_outputs():
+        binding.bind_output(value.name)
+    return lambda: session.run_with_iobinding(binding)
+
+
+def _in_turn(calls: Mapping[str, Callable[[], None]], seconds: float) -> dict[str, list[float]]:
+    """Times of each, us, alternating so that whatever else the machine does hits all alike."""
+    for _ in range(_WARM_UP):
+        for call in calls.values():
+            call()
+    times: dict[str, list[float]] = {variant: [] for variant in calls}
+    until = perf_counter() + seconds
+    while len(next(iter(times.values()))) < 10 or (perf_counter() < until and len(next(iter(times.values()))) < _MOST):
+        for variant, call in calls.items():
+            started = perf_counter_ns()
+            call()
+            times[variant].append((perf_counter_ns() - started) / 1e3)
+    return times
+
+
+if __name__ == "__main__":
+    sys.exit(main())

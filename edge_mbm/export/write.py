@@ -1,0 +1,121 @@
+"""From a finished draft to the bundle: manifest, graphs, labels, golden samples, report."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from edge_mbm.bundle import BundleFiles, write_bundle
+from edge_mbm.export.chain import Chain
+from edge_mbm.export.draft import Draft, given
+from edge_mbm.export.recordings import recordings
+from edge_mbm.export.refer import origin_runners
+from edge_mbm.export.report import report
+from edge_mbm.export.variants import DIALECTS
+from edge_mbm.spec import Asset, Component, GoldenSample, Manifest, Provenance, Variant
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["write"]
+
+_LIBRARIES = ("edge-mbm", "numpy", "onnx", "onnxruntime", "torch")
+
+
+def write(draft: Draft, target: Path) -> Manifest:
+    """Write the bundle whole or not at all, and read it back.
+
+    Raises:
+        BundleError: it cannot be written there.
+        ManifestError: what was made contradicts itself.
+    """
+    contents: dict[str, bytes] = {}
+    recipe = draft.loaded.recipe
+    manifest = Manifest(
+        name=recipe.name,
+        description=recipe.description,
+        modalities=recipe.modalities,
+        components=_components(draft, contents),
+        default_heads=recipe.default_heads,
+        assets=_assets(draft, contents),
+        golden=_golden(draft, contents),
+        files={},
+        provenance=Provenance(
+            recipe_sha256=draft.loaded.sha256,
+            model_sha256=draft.origin.sha256(),
+            versions={library: version(library) for library in _LIBRARIES},
+            calibration=given(draft.calibrated).record,
+        ),
+    )
+    contents["report.md"] = report(manifest, draft, {path: len(data) for path, data in contents.items()}).encode()
+    written = write_bundle(target, manifest, contents)
+    with BundleFiles(target):  # every byte of it, as a device will
+        return written
+
+
+def _components(draft: Draft, contents: dict[str, bytes]) -> dict[str, Component]:
+    made: dict[str, Component] = {}
+    for name in draft.loaded.recipe.components:
+        tried = [variant for component, variant in given(draft.decisions) if component == name]
+        variants = {variant: _variant(draft, name, variant, contents) for variant in tried}
+        made[name] = msgspec.structs.replace(given(draft.components)[name], variants=variants)
+    return made
+
+
+def _variant(draft: Draft, name: str, variant: str, contents: dict[str, bytes]) -> Variant:
+    key, decision = (name, variant), given(draft.decisions)[name, variant]
+    dialect = None if variant == "fp32" else DIALECTS[variant]
+    path = f"graphs/{name}.{variant}.onnx" if decision.kept else None
+    if path is not None:
+        contents[path] = given(draft.graphs)[key]
+    return Variant(
+        target=dialect.target if dialect else "any",
+        precision=dialect.precision if dialect else "fp32",
+        decision=decision,
+        opset=draft.loaded.recipe.opset,
+        graph=path,
+        error=given(draft.errors).get(key),
+        speed=given(draft.speeds).get(key),
+    )
+
+
+def _assets(draft: Draft, contents: dict[str, bytes]) -> dict[str, Asset]:
+    assets = {}
+    for name, labels in draft.loaded.recipe.labels.items():
+        contents[f"labels/{name}.txt"] = "".join(f"{label}\n" for label in labels).encode()
+        assets[name] = Asset(kind="labels", path=f"labels/{name}.txt")
+    listing = json.dumps(dict(given(draft.calibrated).entries), indent=1) + "\n"
+    contents["calibration/samples.json"] = listing.encode()
+    assets["calibration_samples"] = Asset(kind="other", path="calibration/samples.json")
+    assets["report"] = Asset(kind="report", path="report.md")
+    return assets
+
+
+def _golden(draft: Draft, contents: dict[str, bytes]) -> tuple[GoldenSample, ...]:
+    """A few real inputs with what the framework makes of them."""
+    chain = Chain(given(draft.components))
+    runners = origin_runners(draft)
+    samples = []
+    for index, recording in enumerate(recordings(draft.loaded, draft.loaded.data.golden)):
+        outputs = chain.run(recording, runners)
+        paths = _arrays(f"golden/{index}", recording.inputs, contents)
+        references = _arrays(f"golden/{index}.reference", outputs, contents)
+        samples.append(GoldenSample(id=recording.id, inputs=paths, outputs=references))
+    return tuple(samples)
+
+
+def _arrays(prefix: str, arrays: Mapping[str, NDArray[Any]], contents: dict[str, bytes]) -> dict[str, str]:
+    paths = {}
+    for key, array in arrays.items():
+        stream = io.BytesIO()
+        np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
+        paths[key] = f"{prefix}.{key}.npy"
+        contents[paths[key]] = stream.getvalue()
+    return paths

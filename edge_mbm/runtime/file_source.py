@@ -22,6 +22,10 @@ _LOOKAHEAD_NS = 2 * _SECOND
 """How far one stream may be ahead of the other in the file before samples are handed out unsorted by arrival."""
 
 
+_BLOCK_NS = 20_000_000
+"""Longest block of sound handed out at once."""
+
+
 class FileSource:
     """Plays the first video and the first audio stream of a file.
 
@@ -107,11 +111,10 @@ class FileSource:
         try:
             for packet in self._container.demux(streams):
                 modality = self._names[packet.stream.index]
-                to_sample = _frame_sample if packet.stream.type == "video" else _audio_sample
-                for frame in packet.decode():
-                    sample = to_sample(modality, frame, start)
+                to_samples = _frame_samples if packet.stream.type == "video" else _audio_samples
+                for sample in (sample for frame in packet.decode() for sample in to_samples(modality, frame, start)):
                     # A damaged file may repeat times or go back; time does not.
-                    if sample is not None and sample.t > newest.get(modality, -1):
+                    if sample.t > newest.get(modality, -1):
                         newest[modality] = sample.t
                         yield sample
         except self._av.FFmpegError as error:
@@ -119,19 +122,21 @@ class FileSource:
             raise SourceError(f"{self.path} breaks off after {last / 1e9:.2f} s: {error}") from error
 
 
-def _frame_sample(modality: str, frame: Any, start: int) -> Sample | None:
-    if frame.pts is None:
-        return None
-    return Sample(modality, frame.to_ndarray(format="rgb24"), _nanoseconds(frame) - start)
+def _frame_samples(modality: str, frame: Any, start: int) -> Iterator[Sample]:
+    if frame.pts is not None:
+        yield Sample(modality, frame.to_ndarray(format="rgb24"), _nanoseconds(frame) - start)
 
 
-def _audio_sample(modality: str, frame: Any, start: int) -> Sample | None:
+def _audio_samples(modality: str, frame: Any, start: int) -> Iterator[Sample]:
+    """In blocks as short as a microphone's: a codec's first sample may have to wait 128 ms for its last."""
     if frame.pts is None:
-        return None
-    data = frame.to_ndarray()
-    samples = data.T if frame.format.is_planar else data.reshape(-1, len(frame.layout.channels))
-    duration = frame.samples * _SECOND // frame.sample_rate
-    return Sample(modality, _to_float(samples), _nanoseconds(frame) - start, duration, frame.sample_rate)
+        return
+    data, rate = frame.to_ndarray(), frame.sample_rate
+    samples = _to_float(data.T if frame.format.is_planar else data.reshape(-1, len(frame.layout.channels)))
+    length, begin = max(1, rate * _BLOCK_NS // _SECOND), _nanoseconds(frame) - start
+    for first in range(0, frame.samples, length):
+        block = samples[first : first + length]
+        yield Sample(modality, block, begin + first * _SECOND // rate, len(block) * _SECOND // rate, rate)
 
 
 def _to_float(samples: Any) -> Any:

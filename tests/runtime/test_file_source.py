@@ -118,6 +118,15 @@ def test_frames_and_blocks_have_the_documented_form(tmp_path: Path) -> None:
 
 
 @needs_av
+def test_long_blocks_of_a_codec_are_handed_out_in_short_ones(tmp_path: Path) -> None:
+    """AAC packs 128 ms at 8 kHz; nothing is handed out later than 20 ms after it was heard, and no sample is lost."""
+    blocks = [s for s in play(write_clip(tmp_path / "a.mp4", audio="aac", rate=8000)) if s.modality == "audio"]
+    assert max(block.duration for block in blocks) == 20 * MS
+    assert all(0 <= later.t - earlier.t - earlier.duration <= 1 for earlier, later in pairwise(blocks))
+    assert sum(len(block.data) for block in blocks) >= 2 * 8000
+
+
+@needs_av
 def test_samples_come_in_the_order_a_live_source_would_give_them(tmp_path: Path) -> None:
     """By the moment of availability: a frame's capture, a block's last sample."""
     for name in ("clip.mov", "clip.mkv"):

@@ -16,7 +16,8 @@
     ├── DeviceError            on the device
     │   ├── EngineError             an engine could not load or run a graph
     │   ├── SourceError             a camera, microphone or file could not be opened or stopped giving data
-    │   └── SessionClosedError      used after close
+    │   ├── SessionClosedError      used after close
+    │   └── VerificationError       this machine does not compute what the framework computed
     ├── InputError                data handed in has the wrong shape, dtype, time or value   (also a ValueError)
     └── MissingDependencyError    an optional package is not installed                       (also an ImportError)
 
@@ -43,6 +44,7 @@ __all__ = [
     "SessionClosedError",
     "SourceError",
     "TraceError",
+    "VerificationError",
 ]
 
 
@@ -118,6 +120,12 @@ class SourceError(DeviceError):
 
 class SessionClosedError(DeviceError):
     """A session or live stream was used after it was closed."""
+
+
+class VerificationError(DeviceError):
+    """The bundle's bytes are right, and yet this machine does not compute the reference outputs in it."""
+
+    exit_code = 8
 
 
 class InputError(EdgeMbmError, ValueError):

@@ -9,6 +9,7 @@ from edge_mbm.runtime.result import ClassificationOutput, EmbeddingOutput, Regre
 from edge_mbm.runtime.session import Session, SessionOptions
 from edge_mbm.runtime.sinks import JsonLines
 from edge_mbm.runtime.source import Sample, Source
+from edge_mbm.runtime.verify import Verification, verify_bundle
 
 __all__ = [
     "Bundle",
@@ -29,6 +30,8 @@ __all__ = [
     "SessionOptions",
     "Source",
     "TaskOutput",
+    "Verification",
     "load",
     "open_live",
+    "verify_bundle",
 ]

@@ -39,6 +39,12 @@ def run(command: list[str] | str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_the_map_is_what_the_modules_say() -> None:
+    """The map holds every module with the first line of its docstring; `scripts/readme_map.py` makes it."""
+    made = run([sys.executable, "scripts/readme_map.py"])
+    assert made.stdout == (ROOT / "README.md").read_text()
+
+
 @pytest.mark.timeout(1800)
 def test_every_command_of_the_readme_runs() -> None:
     """The shell commands succeed in the order in which they stand, `make demo` first."""

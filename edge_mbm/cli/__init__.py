@@ -1,0 +1,108 @@
+"""The command line: ``edge-mbm``. Each command is a module here; what it computes is elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from io import TextIOWrapper
+from typing import Annotated
+
+import typer
+
+import edge_mbm
+from edge_mbm.cli.bench import bench as bench_command
+from edge_mbm.cli.doctor import doctor as doctor_command
+from edge_mbm.cli.export import export as export_command
+from edge_mbm.cli.group import CommandGroup
+from edge_mbm.cli.inspect import inspect as inspect_command
+from edge_mbm.cli.run import run as run_command
+from edge_mbm.cli.terminal import write_line
+from edge_mbm.cli.verify import verify as verify_command
+
+__all__ = ["app", "main"]
+
+# "\b" keeps the lines that follow as they are; 76 columns fit the narrowest terminal.
+_HELP = """A trained multimodal model as one proven bundle, streamed on the device.
+
+The usual order, on the workstation and then on the device:
+
+\b
+  edge-mbm export recipe.toml -o model.mbm    make the bundle and its proof
+  edge-mbm inspect model.mbm                  what is in it, what it costs
+  edge-mbm doctor                             what this machine lacks
+  edge-mbm verify model.mbm                   the right answers on it?
+  edge-mbm bench model.mbm                    how fast on it?
+  edge-mbm run model.mbm --source clip.mp4    stream a recording
+
+Every command has --help. With --json the answer is JSON on stdout, and what is for people goes to stderr.
+
+Exit codes:
+
+\b
+    0  all is well                   5  accuracy or speed not as asked for
+    1  something else went wrong     6  an engine or a source failed
+    2  wrong usage, recipe, input    7  an optional package is missing
+    3  the bundle cannot be used     8  verify: other answers than meant
+    4  export failed               130  stopped with Ctrl-C
+"""
+
+app = typer.Typer(
+    cls=CommandGroup,
+    help=_HELP,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("export")(export_command)
+app.command("inspect")(inspect_command)
+app.command("doctor")(doctor_command)
+app.command("verify")(verify_command)
+app.command("bench")(bench_command)
+app.command("run")(run_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: without the program's name; ``sys.argv``'s if None.
+
+    Returns:
+        The exit code; ``edge-mbm --help`` lists them.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # A label that the terminal's encoding lacks is no reason to stop.
+        with suppress(ValueError):
+            if isinstance(stream, TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+    try:
+        typer.main.get_command(app).main(
+            args=None if arguments is None else list(arguments), prog_name="edge-mbm", standalone_mode=True
+        )
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        write_line(f"edge-mbm {edge_mbm.__version__}", sys.stdout)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="EDGE_MBM_DEBUG", help="Show the traceback of an error.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version.")
+    ] = False,
+) -> None:
+    pass

@@ -1,0 +1,123 @@
+"""``edge-mbm export``: from a recipe to a bundle, on the workstation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from edge_mbm.cli.options import Json
+from edge_mbm.cli.terminal import clean, figure, human, make_table, size, write_json
+from edge_mbm.spec import Component, Manifest, Variant
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["export"]
+
+
+def export(
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE", help="A recipe, such as export/av_digits.toml.", show_default=False)
+    ],
+    *,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="BUNDLE",
+            help="What to write: a single file if it ends in .mbm, else a directory.",
+            show_default=False,
+        ),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Trace a trained model, prove parity, calibrate on recordings, quantize, measure, decide, and write one bundle.
+
+    The recipe's model and recordings are Python code, and are run. Nothing is written unless everything holds.
+
+    Exit code 0: written. 2: the recipe is wrong. 4: a component cannot be exported. 5: what the recipe
+    requires does not hold. 7: torch or onnx is not installed.
+
+    Example: edge-mbm export export/av_digits.toml -o av_digits.mbm
+    """
+    from edge_mbm.export import export_bundle  # noqa: PLC0415 - needs torch, which a device does not have
+
+    with _Bars(human(to_stderr=True)) as bars:
+        manifest = export_bundle(recipe, output, bars)
+    if as_json:
+        write_json({"bundle": str(output), "manifest": manifest})
+    else:
+        _print(manifest, output, human())
+
+
+class _Bars:
+    """A bar for each stage, with what it works on; the export's ``Progress``."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._progress = Progress(*columns, TextColumn("{task.fields[what]}", markup=False), console=console)
+        self._task: TaskID | None = None
+
+    def stage(self, title: str, total: int) -> None:
+        self._finish()
+        self._task = self._progress.add_task(f"{title:42}", total=total, what="")
+
+    def step(self, what: str = "") -> None:
+        if self._task is not None:
+            self._progress.update(self._task, advance=1, what=clean(what))
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None:
+            self._finish()
+        self._progress.stop()
+
+    def _finish(self) -> None:
+        """A stage may take fewer steps than it feared: a cache knew, or a split is shorter."""
+        if self._task is not None:
+            done = self._progress.tasks[self._task].total
+            self._progress.update(self._task, completed=done, what="")
+            self._progress.stop_task(self._task)
+
+
+def _print(manifest: Manifest, output: Path, console: Console) -> None:
+    columns = ("component", "variant", "KiB", "cosine", "dB", "acc.", "us", "speed", "")
+    table = make_table(*columns, right=columns[2:-1])
+    table.columns[1].no_wrap = True
+    for name, component in manifest.components.items():
+        for key, variant in component.variants.items():
+            table.add_row(*_row(name, key, variant, manifest), style="" if variant.decision.kept else "dim")
+    console.print(table)
+    for name, key, variant in _not_kept(manifest.components):
+        console.print(clean(f"{name} {key}: {variant.decision.reason}"), style="dim", soft_wrap=True)
+    total = sum(entry.size for entry in manifest.files.values())
+    console.print(
+        f"\n{output}: {len(manifest.files)} files, {size(total)}. Next: edge-mbm verify {output}", soft_wrap=True
+    )
+
+
+def _row(name: str, key: str, variant: Variant, manifest: Manifest) -> tuple[Any, ...]:
+    error, speed = variant.error, variant.speed
+    return (
+        clean(name) if key == "fp32" else "",
+        clean(key),
+        figure(manifest.files[variant.graph].size / 1024 if variant.graph else None, 0),
+        figure(error.cosine if error else None, 4),
+        figure(error.sqnr_db if error else None),
+        figure(error.accuracy if error else None, 3),
+        figure(speed.median_us if speed else None, 0),
+        figure(speed.speedup if speed else None, 2, "x"),
+        "kept" if variant.decision.kept else "no",
+    )
+
+
+def _not_kept(components: dict[str, Component]) -> list[tuple[str, str, Variant]]:
+    return [(n, k, v) for n, c in components.items() for k, v in c.variants.items() if not v.decision.kept]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from edge_mbm.errors import MissingDependencyError, SourceError
-from edge_mbm.runtime.source import Sample
+from edge_mbm.runtime.source import MEDIA, Sample, Timing
 
 __all__ = ["FileSource"]
 
@@ -64,6 +64,11 @@ class FileSource:
     def modalities(self) -> tuple[str, ...]:
         """See ``Source.modalities``."""
         return tuple(self._names.values())
+
+    @property
+    def timing(self) -> Timing:
+        """See ``Source.timing``: the file's presentation times."""
+        return MEDIA
 
     @property
     def duration(self) -> int | None:

@@ -1,11 +1,11 @@
-"""Where samples come from."""
+"""Where samples come from, and what is known of their times."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
-__all__ = ["Sample", "Source"]
+__all__ = ["MEDIA", "Sample", "Source", "Timing"]
 
 
 class Sample(NamedTuple):
@@ -22,6 +22,19 @@ class Sample(NamedTuple):
     rate: int | None = None
 
 
+class Timing(NamedTuple):
+    """Which clock a source's times are on, and how far they may be off."""
+
+    clock: Literal["media", "monotonic"]
+    """Either "media", from 0 on; or "monotonic": ``time.monotonic_ns`` of a device."""
+    uncertainty_ns: int = 0
+    """How far a time may be from the moment of capture."""
+
+
+MEDIA = Timing("media")
+"""A recording's own time base."""
+
+
 class Source(Protocol):
     """Gives samples in the order in which they become available.
 
@@ -33,8 +46,13 @@ class Source(Protocol):
         """What it gives."""
         ...
 
+    @property
+    def timing(self) -> Timing:
+        """Which clock its times are on."""
+        ...
+
     def samples(self) -> Iterator[Sample]:
-        """All samples, with times from 0 on for a recording.
+        """All samples; a recording's from 0 on, a device's as they are captured.
 
         Raises:
             SourceError: it broke off.

@@ -13,6 +13,7 @@ import pytest
 import edge_mbm
 from edge_mbm import Live, Sample, SessionOptions
 from edge_mbm.errors import EdgeMbmError, EngineError, InputError, SessionClosedError, SourceError
+from edge_mbm.runtime.source import MEDIA
 from edge_mbm.spec import Component
 from edge_mbm.testing import FakeClock, NullEngine, ScriptedSource, tiny_bundle
 
@@ -24,6 +25,7 @@ class GatedSource:
     """Gives what the test hands it, when the test hands it; ``give`` returns once the stream has it."""
 
     modalities = ("image", "audio")
+    timing = MEDIA
 
     def __init__(self) -> None:
         self._queue: queue.Queue[Sample | BaseException | None] = queue.Queue()

@@ -8,7 +8,7 @@ from time import perf_counter_ns
 from typing import NamedTuple
 
 from edge_mbm.runtime.component import Encoded, EncoderNode
-from edge_mbm.runtime.stream import FrameStream, Stream
+from edge_mbm.runtime.feed import Feed
 from edge_mbm.spec import Head
 
 __all__ = ["Aligner", "Match"]
@@ -38,7 +38,7 @@ class Aligner:
         head: with pivot, tolerances and deadline.
         nodes: per head input, the encoder that feeds it.
         modalities: per head input, the one modality it depends on.
-        streams: per modality.
+        feeds: per head input, what the first encoder on its way reads.
         max_pending: pivots to hold; when more wait, the oldest is dropped and counted.
     """
 
@@ -47,18 +47,17 @@ class Aligner:
         head: Head,
         nodes: Mapping[str, EncoderNode],
         modalities: Mapping[str, str],
-        streams: Mapping[str, Stream],
+        feeds: Mapping[str, Feed],
         max_pending: int,
     ) -> None:
         self._head = head
         self._nodes = nodes
         self._modalities = modalities
-        self._streams = streams
         self._max_pending = max_pending
-        self._others = tuple(dict.fromkeys(m for m in modalities.values() if m != head.pivot))
-        self.pivot_node = next(nodes[key] for key, modality in modalities.items() if modality == head.pivot)
-        self.overflowed = 0
-        self.skipped = 0
+        pivot = next(key for key, modality in modalities.items() if modality == head.pivot)
+        self.pivot_node, self.pivot_feed = nodes[pivot], feeds[pivot]
+        self._others = [(modalities[key], feed) for key, feed in feeds.items() if feed is not self.pivot_feed]
+        self.overflowed = self.overtaken = self.skipped = self.failed = 0
         self.clear()
 
     def clear(self) -> None:
@@ -75,6 +74,11 @@ class Aligner:
 
     def settled(self, now: int) -> Iterator[Match]:
         """The pivots that need not wait any longer, oldest first."""
+        while (match := self.take(now)) is not None:
+            yield match
+
+    def take(self, now: int) -> Match | None:
+        """The oldest pivot, if it need not wait any longer."""
         while self._pending and self._is_settled(self._pending[0].t, now):
             pivot = self._pending.popleft()
             inputs = {key: self._current(key, pivot.t) for key in self._nodes}
@@ -84,7 +88,21 @@ class Aligner:
                 continue
             times = [value.t for value in inputs.values() if value is not None]
             wait = perf_counter_ns() - pivot.encoded
-            yield Match(pivot.t, inputs, missing, max(times) - min(times), wait, self._take_dropped())
+            return Match(pivot.t, inputs, missing, max(times) - min(times), wait, self._take_dropped())
+        return None
+
+    def keep_newest(self, now: int) -> None:
+        """If a newer pivot has come while nobody asked: of the settled ones, drop all but the newest."""
+        if not self.pivot_feed.has_work:
+            return
+        while len(self._pending) > 1 and self._is_settled(self._pending[1].t, now):
+            self._pending.popleft()
+            self.overtaken += 1
+
+    def is_over(self) -> bool:
+        """Whether no pivot waits, and none can come."""
+        feed = self.pivot_feed
+        return not self._pending and feed.stream.ended and not feed.has_work and not feed.is_busy
 
     @property
     def deadline(self) -> int | None:
@@ -94,10 +112,19 @@ class Aligner:
     @property
     def horizon(self) -> int | None:
         """The oldest time it may still ask the encoders about: its oldest pivot's, waiting or to come; None if any."""
-        return self._pending[0].t if self._pending else self._streams[self._head.pivot].bound
+        return self._pending[0].t if self._pending else self.pivot_feed.stream.bound
+
+    @property
+    def waiting(self) -> int | None:
+        """The oldest waiting pivot's time, ns."""
+        return self._pending[0].t if self._pending else None
+
+    def lacking(self, t: int) -> tuple[str, ...]:
+        """Modalities that have not passed ``t``."""
+        return tuple(dict.fromkeys(modality for modality, feed in self._others if not feed.passed(t)))
 
     def _is_settled(self, t: int, now: int) -> bool:
-        return now >= t + self._head.deadline_ns or all(self._streams[m].passed(t) for m in self._others)
+        return now >= t + self._head.deadline_ns or not self.lacking(t)
 
     def _current(self, key: str, t: int) -> Encoded | None:
         encoded = self._nodes[key].at(t)
@@ -105,9 +132,7 @@ class Aligner:
         return encoded if encoded is not None and t - encoded.t <= tolerance else None
 
     def _dropped_total(self) -> int:
-        stream = self._streams[self._head.pivot]
-        superseded = stream.dropped if isinstance(stream, FrameStream) else 0
-        return superseded + self.overflowed + self.skipped
+        return self.pivot_feed.dropped + self.overflowed + self.overtaken + self.skipped + self.failed
 
     def _take_dropped(self) -> int:
         total = self._dropped_total()

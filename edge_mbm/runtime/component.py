@@ -103,10 +103,12 @@ class EncoderNode:
 
     def __init__(self, runner: ComponentRunner) -> None:
         self.runner = runner
+        self.starts_anew = False
+        """Whether its stream broke since its last run, so that carried states must start from zeros."""
         self._recent: deque[Encoded] = deque(maxlen=_HISTORY)
 
     def encode(self, sources: Mapping[str, Any], t: int, stages: dict[str, int]) -> Encoded:
-        """Run once and remember the outputs.
+        """Run once.
 
         Raises:
             EngineError: the engine failed, or an output is not finite; a carried state starts anew.
@@ -120,9 +122,11 @@ class EncoderNode:
                     f"'{self.runner.name}.{key}' is not finite at t = {t / 1e9:.3f} s: "
                     "its input is out of the range it was made for, or the variant overflows (try --variant fp32)"
                 )
-        encoded = Encoded(t, kept, stages)
+        return Encoded(t, kept, stages)
+
+    def remember(self, encoded: Encoded) -> None:
+        """Keep outputs for ``at``."""
         self._recent.append(encoded)
-        return encoded
 
     def at(self, t: int) -> Encoded | None:
         """The newest output of time ``t`` or before."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_mbm.errors import InputError
+from edge_mbm.errors import EngineError, InputError
 from edge_mbm.runtime.align import Aligner, Match
 from edge_mbm.runtime.component import ComponentRunner
 from edge_mbm.runtime.result import Result, TaskOutput, interpret
@@ -43,6 +43,9 @@ class HeadNode:
     ) -> None:
         self.name = runner.name
         self.aligner = aligner
+        self.pivot = head.pivot
+        self.last: int | None = None
+        """Capture time of its last result, ns."""
         self._runner = runner
         self._head = head
         self._modalities = modalities
@@ -50,15 +53,22 @@ class HeadNode:
         self._provider = provider
         self._seq = 0
 
-    def results(self, now: int) -> Iterator[Result]:
-        """Results of the pivots that are settled; their age is still 0."""
-        for match in self.aligner.settled(now):
-            stages = {"wait": match.wait}
-            for encoded in match.inputs.values():
-                stages.update(encoded.stages if encoded is not None else {})
-            outputs = self._run(self._sources(match), match.missing, stages)
-            yield self._result(outputs, match, stages, self._seq)
-            self._seq += 1
+    def result(self, match: Match) -> Result:
+        """The answer for one settled pivot; its age is still 0.
+
+        Raises:
+            EngineError: the engine failed, or an output is not finite. The head's carried state starts anew.
+        """
+        stages = {"wait": match.wait}
+        for encoded in match.inputs.values():
+            stages.update(encoded.stages if encoded is not None else {})
+        try:
+            result = self._result(self._run(self._sources(match), match.missing, stages), match, stages, self._seq)
+        except EngineError:
+            self._runner.reset()
+            raise
+        self._seq, self.last = self._seq + 1, match.t
+        return result
 
     def infer(self, known: Mapping[str, Any], stages: dict[str, int]) -> tuple[Result, Mapping[str, NDArray[Any]]]:
         """Run on what one shot has computed so far.

@@ -1,23 +1,27 @@
-"""A session fed by a source: an iterator of results, bounded to whoever consumes them."""
+"""A session fed by sources: an iterator of results, bounded to whoever consumes them."""
 
 from __future__ import annotations
 
+import heapq
 import os
-from collections.abc import Generator, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from edge_mbm.errors import SessionClosedError, SourceError
+from edge_mbm.errors import EngineError, SessionClosedError, SourceError
 from edge_mbm.runtime.bundle import Bundle, load
 from edge_mbm.runtime.capture import Capture
 from edge_mbm.runtime.clock import Clock, MonotonicClock
 from edge_mbm.runtime.engine import EngineLoader
+from edge_mbm.runtime.failures import Failures
 from edge_mbm.runtime.file_source import FileSource
 from edge_mbm.runtime.result import Result
 from edge_mbm.runtime.session import Session, SessionOptions
 from edge_mbm.runtime.source import Source
+from edge_mbm.runtime.worker import Worker
 from edge_mbm.spec import AudioModality, ImageModality, Manifest
 
 if TYPE_CHECKING:
@@ -25,23 +29,27 @@ if TYPE_CHECKING:
 
 __all__ = ["Live", "open_live"]
 
+_SECOND = 1_000_000_000
+# Waiting is cut into pieces, so that Ctrl-C is noticed at once on every platform.
+_WAIT_S = 0.1
+
 
 def open_live(
     bundle: str | os.PathLike[str] | Bundle,
-    source: str | os.PathLike[str] | Source,
+    source: str | os.PathLike[str] | Source | list[Source] | tuple[Source, ...],
     *,
     options: SessionOptions | None = None,
     realtime: bool = True,
     clock: Clock | None = None,
     load_engine: EngineLoader | None = None,
 ) -> Live:
-    """Load a bundle and stream a source through it; use it in a ``with``, and iterate over it.
+    """Load a bundle and stream sources through it; use it in a ``with``, and iterate over it.
 
     Args:
         bundle: a path, or an opened bundle.
-        source: a video file's path, or any ``Source``.
+        source: a video file's path, any ``Source``, or several that give different modalities.
         options: of the session.
-        realtime: play the source at its own pace, dropping frames that come while the consumer or the model is busy.
+        realtime: play recordings at their own pace, dropping frames that come while the consumer or the model is busy.
             False runs through all of it as fast as possible, in this thread: nothing is dropped and every run gives
             the same results.
         clock: monotonic time, for tests.
@@ -51,44 +59,61 @@ def open_live(
         BundleError, InputError, EngineError, SourceError, MissingDependencyError: whatever cannot be opened.
     """
     opened = bundle if isinstance(bundle, Bundle) else load(bundle)
-    feed = _file_source(opened.manifest, source) if isinstance(source, str | os.PathLike) else source
-    try:
+    with ExitStack() as undo:
+        feeds = _sources(opened.manifest, source)
+        for feed in feeds:
+            undo.callback(feed.close)
         session = opened.session(options, load_engine=load_engine)
-        try:
-            _check_feeds(session, feed)
-        except BaseException:
-            session.close()
-            raise
-    except BaseException:
-        feed.close()
-        raise
-    return Live(session, feed, realtime=realtime, clock=clock)
+        undo.callback(session.close)
+        _check_feeds(session, feeds)
+        undo.pop_all()
+    return Live(session, feeds, realtime=realtime, clock=clock)
 
 
 class Live:
-    """Results of a session as a source feeds it.
+    """Results of a session as its sources feed it.
 
-    In real time one thread captures; encoding and heads run in the thread that iterates. So nothing piles up behind a
-    slow consumer: while it is busy, newer frames replace older ones (counted in ``Result.dropped``) and audio waits in
-    a buffer of ``SessionOptions.audio_buffer_s``. The first failure of the source reaches the iterating thread, after
-    the results of what it gave before.
+    In real time each source has a thread, and so has each encoder; heads run in the thread that iterates. Encoders
+    whose output is a head's pivot work only while a result is waited for, so nothing piles up behind a slow consumer:
+    while it is busy, newer frames replace older ones (counted in ``Result.dropped``) and audio waits in a buffer of
+    ``SessionOptions.audio_buffer_s``; what was ready and has been overtaken by then is dropped and counted too.
+
+    A source that fails or ends holds up none of the others: heads go on without its modalities, if they can. An engine
+    that fails costs one result; more than ``max_failures`` in a row end the stream. The first failure reaches the
+    iterating thread, after the results of what came before.
 
     Args:
         session: it is closed with this.
-        source: it is closed with this.
+        sources: they are closed with this.
         realtime: see ``open_live``.
         clock: monotonic time.
+        max_failures: of one component in a row.
     """
 
-    def __init__(self, session: Session, source: Source, *, realtime: bool = True, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        sources: Sequence[Source],
+        *,
+        realtime: bool = True,
+        clock: Clock | None = None,
+        max_failures: int = 10,
+    ) -> None:
         self.session = session
-        self.source = source
+        self.sources = tuple(sources)
         self.origin = 0
-        """The session's time of the source's time 0, ns: ``result.t_capture - live.origin`` is media time."""
+        """The session's time of a recording's time 0, ns: ``result.t_capture - live.origin`` is media time."""
         self._clock = clock or MonotonicClock()
-        self._capture = Capture(session, source, self._clock) if realtime else None
-        self._results: Generator[Result] | None = None
+        self._realtime = realtime
+        self._failures = Failures(max_failures)
+        self._changed = threading.Condition()
+        self._news = False
+        self._results: Iterator[Result] | None = None
         self._closed = False
+        self._captures = [Capture(session, source, self._clock, self._pushed) for source in sources] if realtime else []
+        self._workers = [self._make_worker(name) for name in session.encoders] if realtime else []
+
+    # --- consuming ---------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Result]:
         return self
@@ -97,7 +122,7 @@ class Live:
         """The next result, waiting for it.
 
         Raises:
-            StopIteration: the source ended and everything was handed out.
+            StopIteration: the sources ended and everything was handed out.
             SourceError, EngineError: the first failure, with its cause.
             SessionClosedError: outside of its ``with``.
         """
@@ -105,50 +130,159 @@ class Live:
             raise SessionClosedError("a live stream runs inside its with: 'with edge_mbm.open(...) as live: ...'")
         return next(self._results)
 
+    async def __aiter__(self) -> AsyncIterator[Result]:
+        """The same, for ``async for``: the event loop is not held up while waiting."""
+        import asyncio  # noqa: PLC0415 - only for those who use it
+
+        while (result := await asyncio.to_thread(next, self, None)) is not None:
+            yield result
+
+    def explain(self) -> dict[str, str]:
+        """Per head, in words, why it has not fired, or when it last did."""
+        return self.session.explain(self._clock.now())
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
     def __enter__(self) -> Self:
         if self._closed or self._results is not None:
             raise SessionClosedError("a live stream is entered once: open it again")
-        for modality in set(self.session.modalities) - set(self.source.modalities):
+        given = {modality for source in self.sources for modality in source.modalities}
+        for modality in set(self.session.modalities) - given:
             self.session.end(modality)
-        if self._capture is None:
-            self._results = self._play()
+        if self._realtime:
+            self._results = self._follow()
+            self._start()
         else:
-            self._capture.start()
-            self.origin = self._capture.origin
-            self._results = self._follow(self._capture)
+            self._results = self._play()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Stop capturing, wait for the thread, free the engines. May be called twice."""
-        self._closed, results, self._results = True, self._results, None
+        """Stop capturing, wait for the threads, free the engines. May be called twice."""
+        self._closed, self._results = True, None
         with ExitStack() as closing:  # each of them, whatever another raises
             closing.callback(self.session.close)
-            closing.callback(self.source.close)
-            if self._capture is not None:
-                closing.callback(self._capture.close)
-            if results is not None:
-                closing.callback(results.close)
+            for source in self.sources:
+                closing.callback(source.close)
+            for worker in self._workers:
+                closing.callback(worker.close)
+            for capture in self._captures:
+                closing.callback(capture.close)
+            with self._changed:
+                self._changed.notify_all()
 
-    def _play(self) -> Generator[Result]:
-        """As fast as possible: every sample is encoded before the next is read, so nothing can be dropped."""
-        for sample in self.source.samples():
+    def _start(self) -> None:
+        self.origin = self._clock.now()
+        for worker in self._workers:
+            worker.start()
+        for capture in self._captures:
+            capture.start(self.origin)
+
+    def _make_worker(self, encoder: str) -> Worker:
+        return Worker(
+            self.session,
+            encoder,
+            on_encoded=self._notify,
+            failures=self._failures,
+        )
+
+    # --- as fast as possible -----------------------------------------------------------------------------------------
+
+    def _play(self) -> Iterator[Result]:
+        """Every sample is encoded before the next is read, so nothing can be dropped."""
+        streams = [source.samples() for source in self.sources]
+        for sample in heapq.merge(*streams, key=lambda sample: sample.t + sample.duration):
             self.session.push(sample.modality, sample.data, sample.t, rate=sample.rate)
-            yield from self.session.poll()
-        yield from self.session.finish()
+            yield from self._polled(self.session.poll)
+        yield from self._polled(self.session.finish)
 
-    def _follow(self, capture: Capture) -> Generator[Result]:
-        """At the source's pace: whenever a result is asked for, encode the newest of what has come."""
-        ended = False
-        while not ended:
-            ended = capture.deliver(self.session)
-            now = self._clock.now()
-            for result in self.session.finish(now) if ended else self.session.poll(now):
-                # The consumer may have been slow with the ones before.
-                yield structs.replace(result, age=max(result.age, self._clock.now() - result.t_capture))
-        capture.raise_failure()
+    def _polled(self, poll: Callable[[], list[Result]]) -> Iterator[Result]:
+        while True:
+            try:
+                results = poll()
+            except EngineError as error:
+                self._failures.count("a component", error)
+                continue
+            if results:
+                self._failures.clear("a component")
+            yield from results
+            return
+
+    # --- at the sources' pace ----------------------------------------------------------------------------------------
+
+    def _follow(self) -> Iterator[Result]:
+        """Whenever a result is asked for, the newest of what has come."""
+        while True:
+            result = self._next()
+            if result is None:
+                break
+            # The consumer may have been slow to come back, or the head slow to run.
+            yield structs.replace(result, age=max(result.age, self._clock.now() - result.t_capture))
+        for capture in self._captures:
+            capture.raise_failure()
+
+    def _next(self) -> Result | None:
+        """Wait for a result; None when no more can come."""
+        self.session.keep_newest(self._clock.now())
+        self._want(True)
+        try:
+            while True:
+                is_over = self.session.is_over()
+                if (result := self._collect()) is not None:
+                    return result
+                if is_over:
+                    return None
+                self._wait()
+        finally:
+            self._want(False)
+
+    def _collect(self) -> Result | None:
+        for worker in self._workers:
+            if worker.failure is not None:
+                raise worker.failure
+        try:
+            result = self.session.collect_one(self._clock.now())
+        except EngineError as error:
+            self._failures.count("a head", error)
+            return None
+        if result is not None:
+            self._failures.clear("a head")
+        return result
+
+    def _want(self, wanted: bool) -> None:
+        self.session.hold_pivots(not wanted)
+        if wanted:
+            for worker in self._workers:
+                worker.wake()
+
+    def _wait(self) -> None:
+        deadline = self.session.deadline()
+        patience = _WAIT_S if deadline is None else min(_WAIT_S, max(0.0, (deadline - self._clock.now()) / _SECOND))
+        with self._changed:
+            if not self._news:
+                self._changed.wait(patience)
+            self._news = False
+
+    def _pushed(self, modality: str | None) -> None:
+        for worker in self._workers:
+            if modality is None or self.session.reads(worker.encoder, modality):
+                worker.wake()
+        self._notify()
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._news = True
+            self._changed.notify()
+
+
+def _sources(
+    manifest: Manifest, given: str | os.PathLike[str] | Source | list[Source] | tuple[Source, ...]
+) -> tuple[Source, ...]:
+    if isinstance(given, str | os.PathLike):
+        return (_file_source(manifest, given),)
+    return tuple(given) if isinstance(given, list | tuple) else (given,)
 
 
 def _file_source(manifest: Manifest, path: str | os.PathLike[str]) -> FileSource:
@@ -158,15 +292,19 @@ def _file_source(manifest: Manifest, path: str | os.PathLike[str]) -> FileSource
     return FileSource(path, image=images[0] if images else None, audio=audios[0] if audios else None)
 
 
-def _check_feeds(session: Session, source: Source) -> None:
-    """Refuse a source that some head could never work with, rather than waiting for ever."""
+def _check_feeds(session: Session, sources: Sequence[Source]) -> None:
+    """Refuse sources that some head could never work with, rather than waiting for ever."""
+    given = [modality for source in sources for modality in source.modalities]
+    for modality in given:
+        if given.count(modality) > 1:
+            raise SourceError(f"two sources give '{modality}': name their modalities apart")
     for planned in session.plan:
         head = session.manifest.heads().get(planned.name)
         if head is None:
             continue
-        lacking = [m for m in session.manifest.modalities_of(planned.name) if m not in source.modalities]
+        lacking = [m for m in session.manifest.modalities_of(planned.name) if m not in given]
         if head.pivot in lacking or (lacking and head.present is None):
             raise SourceError(
-                f"the source gives {list(source.modalities)}, but head '{planned.name}' needs "
+                f"the source gives {given}, but head '{planned.name}' needs "
                 f"{[head.pivot] if head.pivot in lacking else lacking}: use another source, or another head"
             )

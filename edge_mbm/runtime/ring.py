@@ -57,6 +57,17 @@ class AudioRing:
         """Time at the end of the next window, whether it is complete or not, ns; None before the first sample."""
         return None if self._anchor is None else self._time(self._index + self._length)
 
+    def passed(self, t: int) -> bool:
+        """Whether every window that ends at ``t`` or before is complete, taken or not."""
+        if self._anchor is None:
+            return False
+        unread = max(0, self._end - self._begin - self._length) // self._hop + 1 if self._is_complete() else 0
+        return self._time(self._index + unread * self._hop + self._length) > t
+
+    def waits(self, t: int) -> bool:
+        """Whether a complete window that ends at ``t`` or before has not been taken."""
+        return self._is_complete() and self._time(self._index + self._length) <= t
+
     def push(self, samples: NDArray[np.float32], t: int) -> bool:
         """Append a block.
 
@@ -86,13 +97,16 @@ class AudioRing:
 
         The window is a view: use it before the next push.
         """
-        if self._anchor is None or self._end - self._begin < self._length:
+        if not self._is_complete():
             return None
         window = self._data[self._begin : self._begin + self._length]
         end = self._time(self._index + self._length)
         self._begin += self._hop
         self._index += self._hop
         return window, end
+
+    def _is_complete(self) -> bool:
+        return self._anchor is not None and self._end - self._begin >= self._length
 
     def _append(self, samples: NDArray[np.float32]) -> None:
         if self._end + len(samples) > len(self._data):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from time import perf_counter_ns
@@ -13,16 +14,17 @@ import numpy as np
 from msgspec import structs
 
 from edge_mbm.bundle import BundleFiles
-from edge_mbm.errors import InputError, SessionClosedError
+from edge_mbm.errors import EngineError, InputError, SessionClosedError
 from edge_mbm.preprocess import as_array, as_frame, as_waveform
-from edge_mbm.runtime.align import Aligner
+from edge_mbm.runtime.align import Aligner, Match
 from edge_mbm.runtime.component import ComponentRunner, EncoderNode
 from edge_mbm.runtime.engine import Engine, EngineLoader, OnnxRuntimeEngine
+from edge_mbm.runtime.feed import Feed
 from edge_mbm.runtime.head import HeadNode
 from edge_mbm.runtime.plan import Planned, plan
 from edge_mbm.runtime.result import Result
 from edge_mbm.runtime.ring import AudioRing
-from edge_mbm.runtime.stream import MAX_SLIP_NS, AudioStream, FrameStream, Stream
+from edge_mbm.runtime.stream import MAX_SLIP_NS, AudioStream, FrameSlot, FrameStream, Stream
 from edge_mbm.spec import (
     AudioModality,
     Classification,
@@ -69,7 +71,11 @@ class Session:
     """A loaded bundle. No threads, no clock, no queue without a bound.
 
     Push samples with their capture times, then poll for results; or ``infer`` for one shot. Times are ns on any
-    monotonic clock, the same one for all modalities. Not thread-safe: one thread pushes and polls.
+    monotonic clock, the same one for all modalities.
+
+    Any thread may ``push``. ``poll`` does all the work in the calling thread. To spread it, call ``encode_next`` for
+    each of ``encoders`` from a thread of its own, and ``collect_one`` from one more. No lock is held while an engine
+    runs.
 
     Args:
         bundle: the verified files.
@@ -92,11 +98,17 @@ class Session:
         self.manifest = bundle.manifest
         self.plan = plan(bundle.manifest, self.options.heads, self.options.variant)
         self._closed = False
+        self._lock = threading.Lock()
+        self._disabled: set[str] = set()
+        self._held: list[Result] = []
         with ExitStack() as undo:
             self._runners = self._load(bundle, load_engine or self._onnxruntime, undo)
             encoders = [p.name for p in self.plan if isinstance(p.component, Encoder)]
             self._nodes = {name: EncoderNode(self._runners[name]) for name in encoders}
             self._streams = self._make_streams()
+            self._feeds = self._make_feeds()
+            self._failed = dict.fromkeys(encoders, 0)
+            self._runs = dict.fromkeys(encoders, 0)
             self._heads = [self._make_head(bundle, p) for p in self.plan if isinstance(p.component, Head)]
             undo.pop_all()
 
@@ -123,24 +135,29 @@ class Session:
         """
         stream, t = self._stream(modality), _as_time(t)
         if isinstance(stream, AudioStream):
-            for node, is_broken in zip(self._listeners(modality), stream.push(data, t, rate), strict=True):
-                if is_broken:
-                    node.reset()
+            samples = as_waveform(data)
+            with self._lock:
+                broken = stream.push(samples, t, rate)
+                for node, is_broken in zip(self._listeners(modality), broken, strict=True):
+                    node.starts_anew |= is_broken
         elif stream is not None:
             _check_item(self.manifest.modalities[modality], data, modality)
-            stream.push(data, t)
+            with self._lock:
+                stream.push(data, t)
 
     def count_dropped(self, modality: str, count: int) -> None:
         """Tell that ``count`` frames were lost before they could be pushed, so that results report them."""
         stream = self._stream(modality)
         if isinstance(stream, FrameStream):
-            stream.dropped += count
+            with self._lock:
+                stream.count_dropped(count)
 
     def end(self, modality: str) -> None:
         """No more of this modality will come: pivots stop waiting for it. A later push takes that back."""
         stream = self._stream(modality)
         if stream is not None:
-            stream.end()
+            with self._lock:
+                stream.end()
 
     def poll(self, now: int | None = None) -> list[Result]:
         """Encode what was pushed and return the results that are settled, oldest first.
@@ -150,23 +167,140 @@ class Session:
                 pushed, which makes a replay repeat itself exactly.
 
         Raises:
-            EngineError: a component failed.
+            EngineError: a component failed on one sample, which costs one result; the next call returns the others.
             SessionClosedError: after ``close``.
         """
         self._check_open()
         started = perf_counter_ns()
-        for name, stream in self._streams.items():
-            if isinstance(stream, AudioStream):
-                self._encode_audio(name, stream)
-            elif (frame := stream.take()) is not None:
-                self._encode(name, frame.data, frame.t, {"queue": perf_counter_ns() - frame.pushed})
-        if now is None:
-            now = max((s.bound for s in self._streams.values() if s.bound is not None), default=0)
-        results = [result for head in self._heads for result in head.results(now)]
-        self._forget()
+        failures = [error for encoder in self._feeds for error in self._encode_all(encoder)]
+        results, failed = self._collect(now, started)
+        return self._unless_failed(results, [*failures, *failed])
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Encoders that read a modality, for ``encode_next``."""
+        return tuple(self._feeds)
+
+    def hold_pivots(self, held: bool) -> None:
+        """While nobody waits for a result, leave what would become one to be replaced by what is newer.
+
+        Encoders that only support a head go on; those that its pivot comes from take nothing.
+        """
+        with self._lock:
+            for head in self._heads:
+                head.aligner.pivot_feed.is_held = held
+
+    def encode_next(self, encoder: str) -> bool:
+        """Run an encoder on the next item that waits for it, and the encoders that feed on it.
+
+        Returns:
+            Whether there was one.
+
+        Raises:
+            EngineError: it failed; that item is lost and counted, and the next call goes on.
+        """
+        feed, node = self._feeds[encoder], self._nodes[encoder]
+        with self._lock:
+            work = feed.take()
+            starts_anew, node.starts_anew = node.starts_anew, False
+        if work is None:
+            node.starts_anew |= starts_anew
+            return False
+        if starts_anew:
+            node.reset()
+        try:
+            stages = {} if work.pushed is None else {"queue": perf_counter_ns() - work.pushed}
+            self._encode_with(node, {feed.stream.name: work.data}, work.t, stages)
+        finally:
+            with self._lock:
+                feed.done()
+        return True
+
+    def collect_one(self, now: int | None = None) -> Result | None:
+        """The oldest settled result, if there is one: so that no more is computed than is taken.
+
+        Raises:
+            EngineError: the head failed on it; that result is lost and counted.
+        """
+        self._check_open()
+        started = perf_counter_ns()
+        with self._lock:
+            now = self._newest() if now is None else now
+            ready = [head for head in self._heads if head.name not in self._disabled]
+            ready.sort(key=lambda head: head.aligner.waiting or 0)
+            found = next(((head, m) for head in ready if (m := head.aligner.take(now)) is not None), None)
+            self._forget()
+        if found is None:
+            return None
+        head, match = found
+        result = self._run_head(head, match)
+        spent = perf_counter_ns() - started
+        return structs.replace(result, age=max(0, now - result.t_capture) + spent)
+
+    def keep_newest(self, now: int) -> None:
+        """The consumer was away: drop, and count, settled results that newer pivots have overtaken."""
+        with self._lock:
+            for head in self._heads:
+                head.aligner.keep_newest(now)
+
+    def is_over(self) -> bool:
+        """Whether no running head can give another result, since its pivot modality has ended."""
+        with self._lock:
+            return all(head.aligner.is_over() for head in self._heads if head.name not in self._disabled)
+
+    def reads(self, encoder: str, modality: str) -> bool:
+        """Whether an encoder reads a modality."""
+        return self._feeds[encoder].stream.name == modality
+
+    def explain(self, now: int) -> dict[str, str]:
+        """Per head, in words, why it has not fired, or when it last did; ``now`` in ns on the clock of ``push``."""
+        with self._lock:
+            return {head.name: self._explain(head, now) for head in self._heads}
+
+    def _encode_all(self, encoder: str) -> list[EngineError]:
+        """All that waits for an encoder; what failed."""
+        failures: list[EngineError] = []
+        while True:
+            try:
+                if not self.encode_next(encoder):
+                    return failures
+            except EngineError as error:
+                failures.append(error)
+
+    def _unless_failed(self, results: list[Result], failures: list[EngineError]) -> list[Result]:
+        """The results, or the first failure; then the results are kept for the next call, so that none is lost."""
+        results, self._held = [*self._held, *results], []
+        if not failures:
+            return results
+        self._held = results
+        raise failures[0]
+
+    def _collect(self, now: int | None, started: int) -> tuple[list[Result], list[EngineError]]:
+        with self._lock:
+            now = self._newest() if now is None else now
+            matches = [(head, match) for head in self._heads for match in head.aligner.settled(now)]
+            self._forget()
+        results, failed = [], []
+        for head, match in matches:
+            if head.name in self._disabled:
+                continue
+            try:
+                results.append(self._run_head(head, match))
+            except EngineError as error:
+                failed.append(error)
         spent = perf_counter_ns() - started
         results = [structs.replace(result, age=max(0, now - result.t_capture) + spent) for result in results]
-        return sorted(results, key=lambda result: result.t_capture)
+        return sorted(results, key=lambda result: result.t_capture), failed
+
+    def _run_head(self, head: HeadNode, match: Match) -> Result:
+        try:
+            return head.result(match)
+        except EngineError:
+            head.aligner.failed += 1
+            raise
+
+    def _newest(self) -> int:
+        return max((s.bound for s in self._streams.values() if s.bound is not None), default=0)
 
     def finish(self, now: int | None = None) -> list[Result]:
         """End every modality and return what was still waiting."""
@@ -182,15 +316,22 @@ class Session:
     def reset(self) -> None:
         """Forget all samples, states and waiting pivots; sequence numbers and counters stay."""
         self._check_open()
-        for part in (*self._streams.values(), *self._nodes.values(), *(head.aligner for head in self._heads)):
-            part.clear()
+        with self._lock:
+            for part in (*self._streams.values(), *self._feeds.values(), *self._nodes.values()):
+                part.clear()
+            for head in self._heads:
+                head.aligner.clear()
 
     def stats(self) -> dict[str, int]:
         """Losses by cause since the start, "name.cause" -> count."""
-        counts = {f"{s.name}.{cause}": n for s in self._streams.values() for cause, n in s.losses().items()}
-        for head in self._heads:
-            counts[f"{head.name}.overflowed"] = head.aligner.overflowed
-            counts[f"{head.name}.skipped"] = head.aligner.skipped
+        with self._lock:
+            counts = {f"{s.name}.{cause}": n for s in self._streams.values() for cause, n in s.losses().items()}
+            counts |= {f"{name}.failed": count for name, count in self._failed.items()}
+            for head in self._heads:
+                counts[f"{head.name}.overflowed"] = head.aligner.overflowed
+                counts[f"{head.name}.overtaken"] = head.aligner.overtaken
+                counts[f"{head.name}.skipped"] = head.aligner.skipped
+                counts[f"{head.name}.failed"] = head.aligner.failed
         return counts
 
     # --- one shot ----------------------------------------------------------------------------------------------------
@@ -248,10 +389,28 @@ class Session:
     def _make_streams(self) -> dict[str, Stream]:
         used = {value.source for planned in self.plan for value in planned.component.inputs.values()}
         return {
-            name: self._make_audio(name, modality) if isinstance(modality, AudioModality) else FrameStream(name)
+            name: self._make_audio(name, modality)
+            if isinstance(modality, AudioModality)
+            else FrameStream(name, [FrameSlot() for _ in self._listeners(name)])
             for name, modality in self.manifest.modalities.items()
             if name in used
         }
+
+    def _make_feeds(self) -> dict[str, Feed]:
+        """One per encoder that reads a modality, in the order of the streams."""
+        feeds = {}
+        for name, stream in self._streams.items():
+            parts: Sequence[FrameSlot | AudioRing] = stream.parts
+            for node, part in zip(self._listeners(name), parts, strict=True):
+                feeds[node.runner.name] = Feed(node.runner.name, stream, part)
+        return feeds
+
+    def _root_feed(self, encoder: str) -> Feed:
+        """What the first encoder on the way to this one reads."""
+        while encoder not in self._feeds:
+            [value] = self._nodes[encoder].runner.component.inputs.values()
+            encoder = value.source.partition(".")[0]
+        return self._feeds[encoder]
 
     def _make_audio(self, name: str, modality: AudioModality) -> AudioStream:
         """One ring for each encoder that listens, in running order."""
@@ -283,7 +442,7 @@ class Session:
                 head,
                 nodes={key: self._nodes[encoder] for key, encoder in feeding.items()},
                 modalities={key: self.manifest.modalities_of(encoder)[0] for key, encoder in feeding.items()},
-                streams=self._streams,
+                feeds={key: self._root_feed(encoder) for key, encoder in feeding.items()},
                 max_pending=self.options.max_pending,
             ),
             modalities=self.manifest.modalities_of(name),
@@ -297,24 +456,44 @@ class Session:
 
     # --- encoding ----------------------------------------------------------------------------------------------------
 
-    def _encode_audio(self, modality: str, stream: AudioStream) -> None:
-        for ring, node in zip(stream.rings, self._listeners(modality), strict=True):
-            while (window := ring.next_window()) is not None:
-                samples, t = window
-                self._encode_with(node, {modality: samples}, t, {})
-
-    def _encode(self, source: str, data: object, t: int, stages: dict[str, int]) -> None:
-        for node in self._listeners(source):
-            self._encode_with(node, {source: data}, t, dict(stages))
-
     def _encode_with(self, node: EncoderNode, sources: Mapping[str, Any], t: int, stages: dict[str, int]) -> None:
         """Run one encoder, then those that feed on it, and announce pivots."""
-        encoded = node.encode(sources, t, stages)
-        for head in self._heads:
-            if head.aligner.pivot_node is node:
-                head.aligner.add(t)
+        name = node.runner.name
+        self._runs[name] += 1
+        try:
+            encoded = node.encode(sources, t, stages)
+        except EngineError:
+            self._failed[name] += 1
+            raise
+        with self._lock:
+            node.remember(encoded)
+            for head in self._heads:
+                if head.aligner.pivot_node is node and head.name not in self._disabled:
+                    head.aligner.add(t)
         for key, value in encoded.outputs.items():
-            self._encode(f"{node.runner.name}.{key}", value, t, {})
+            source = f"{name}.{key}"
+            for listener in self._listeners(source):
+                self._encode_with(listener, {source: value}, t, {})
+
+    def _explain(self, head: HeadNode, now: int) -> str:
+        if head.name in self._disabled:
+            return "disabled"
+        aligner = head.aligner
+        if aligner.waiting is not None:
+            late = ", ".join(self._silence(name, now) for name in aligner.lacking(aligner.waiting))
+            left = max(0, (aligner.deadline or now) - now)
+            age = (now - aligner.waiting) / 1e6
+            return f"waits for the moment of {age:.0f} ms ago: {late}; at most {left / 1e6:.0f} ms more"
+        fired = f"; last result about {(now - head.last) / 1e6:.0f} ms ago" if head.last is not None else ""
+        return f"{self._silence(head.pivot, now)}{fired}"
+
+    def _silence(self, modality: str, now: int) -> str:
+        stream = self._streams[modality]
+        if stream.ended:
+            return f"'{modality}' has ended"
+        if stream.bound is None:
+            return f"no '{modality}' has come yet"
+        return f"no '{modality}' for {max(0, now - stream.bound) / 1e6:.0f} ms; the last at {stream.bound / 1e9:.3f} s"
 
     def _forget(self) -> None:
         """Drop encoder outputs that no waiting or coming pivot can ask for."""

@@ -14,7 +14,7 @@ from edge_mbm.runtime.ring import AudioRing
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["MAX_SLIP_NS", "AudioStream", "Frame", "FrameStream", "Resampler", "Stream"]
+__all__ = ["MAX_SLIP_NS", "AudioStream", "FrameSlot", "FrameStream", "Resampler", "Stream", "Work"]
 
 MAX_SLIP_NS = 50_000_000
 """How far a block's time may be from the sample count before samples count as lost."""
@@ -22,36 +22,76 @@ MAX_SLIP_NS = 50_000_000
 _SECOND = 1_000_000_000
 
 
-class Frame(NamedTuple):
-    """One item of a modality of which the newest matters."""
+class Work(NamedTuple):
+    """One item for one encoder: a frame, or a window of sound."""
 
     data: Any
     t: int
-    pushed: int
+    pushed: int | None
+    """perf_counter at the push of a frame; a window has waited for its own last sample."""
+
+
+class FrameSlot:
+    """What one encoder has not yet seen: a slot of one.
+
+    A frame that waits is a frame that lies, so a newer one takes its place, and that is counted.
+    """
+
+    def __init__(self) -> None:
+        self.dropped = 0
+        self._frame: Work | None = None
+
+    def push(self, frame: Work) -> None:
+        """Put a frame in, by reference."""
+        if self._frame is not None:
+            self.dropped += 1
+        self._frame = frame
+
+    def take(self) -> Work | None:
+        """Empty it."""
+        frame, self._frame = self._frame, None
+        return frame
+
+    def waits(self, t: int) -> bool:
+        """Whether something of time ``t`` or before is still in it."""
+        return self._frame is not None and self._frame.t <= t
+
+    def clear(self) -> None:
+        """Forget the frame; the counter stays."""
+        self._frame = None
 
 
 class FrameStream:
-    """A slot of one: a frame that waits is a frame that lies, so a newer one takes its place, and that is counted."""
+    """A modality of which the newest matters, with one slot per encoder that watches.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        name: the modality's.
+        slots: of the encoders, in their order.
+    """
+
+    def __init__(self, name: str, slots: list[FrameSlot]) -> None:
         self.name = name
-        self.dropped = 0
+        self.parts = slots
         self.ended = False
         self.bound: int | None = None
-        self._slot: Frame | None = None
 
     def push(self, data: object, t: int) -> None:
-        """Put a frame in the slot; it is kept by reference until it is taken.
+        """Hand a frame to every slot; it is kept by reference until all have taken or replaced it.
 
         Raises:
             InputError: its time is not after the previous one's.
         """
         if self.bound is not None and t <= self.bound:
             raise InputError(f"'{self.name}' at t = {t} ns is not after the previous one at {self.bound} ns")
-        if self._slot is not None:
-            self.dropped += 1
-        self._slot = Frame(data, t, perf_counter_ns())
+        frame = Work(data, t, perf_counter_ns())
+        for slot in self.parts:
+            slot.push(frame)
         self.bound, self.ended = t, False
+
+    def count_dropped(self, count: int) -> None:
+        """Frames were lost before they could be pushed."""
+        for slot in self.parts:
+            slot.dropped += count
 
     def passed(self, t: int) -> bool:
         """Whether nothing of time ``t`` or before can come any more."""
@@ -63,17 +103,13 @@ class FrameStream:
 
     def losses(self) -> dict[str, int]:
         """Counts by cause."""
-        return {"superseded": self.dropped}
-
-    def take(self) -> Frame | None:
-        """Empty the slot."""
-        frame, self._slot = self._slot, None
-        return frame
+        return {"superseded": max((slot.dropped for slot in self.parts), default=0)}
 
     def clear(self) -> None:
-        """Forget the frame and the time; the counter stays."""
-        self._slot = self.bound = None
-        self.ended = False
+        """Forget frames and time; the counters stay."""
+        self.bound, self.ended = None, False
+        for slot in self.parts:
+            slot.clear()
 
 
 class AudioStream:
@@ -88,7 +124,7 @@ class AudioStream:
     def __init__(self, name: str, sample_rate: int, rings: list[AudioRing]) -> None:
         self.name = name
         self.sample_rate = sample_rate
-        self.rings = rings
+        self.parts = rings
         self.ended = False
         self._newest: int | None = None
         self._resampler: Resampler | None = None
@@ -96,7 +132,7 @@ class AudioStream:
     @property
     def bound(self) -> int | None:
         """Time up to which samples have come, ns."""
-        return self.rings[0].bound
+        return self.parts[0].bound
 
     def push(self, data: object, t: int, rate: int | None) -> list[bool]:
         """Append a block to every ring.
@@ -119,16 +155,15 @@ class AudioStream:
         self._newest, self.ended = t, False
         if resampler is not None:
             samples, t = resampler(samples, t)
-        return [ring.push(samples, t) for ring in self.rings]
+        return [ring.push(samples, t) for ring in self.parts]
 
     def passed(self, t: int) -> bool:
-        """Whether no window that ends at ``t`` or before is still to come."""
-        ends = [ring.next_end for ring in self.rings]
-        return self.ended or all(end is not None and end > t for end in ends)
+        """Whether no window that ends at ``t`` or before is still to come; those in the rings have come."""
+        return self.ended or all(ring.passed(t) for ring in self.parts)
 
     def losses(self) -> dict[str, int]:
         """Counts by cause."""
-        return {"gaps": self.rings[0].gaps, "lost_samples": max(ring.lost_samples for ring in self.rings)}
+        return {"gaps": self.parts[0].gaps, "lost_samples": max(ring.lost_samples for ring in self.parts)}
 
     def end(self) -> None:
         """No more will come: push what the resampler still holds."""
@@ -139,7 +174,7 @@ class AudioStream:
         """Forget samples and time; the counters stay."""
         self._resampler = self._newest = None
         self.ended = False
-        for ring in self.rings:
+        for ring in self.parts:
             ring.clear()
 
     def _resampler_for(self, rate: int | None) -> Resampler | None:
@@ -154,7 +189,7 @@ class AudioStream:
     def _flush(self) -> None:
         if self._resampler is not None:
             samples, t = self._resampler.finish()
-            for ring in self.rings:
+            for ring in self.parts:
                 ring.push(samples, t)
             self._resampler = None
 

@@ -12,31 +12,31 @@ from hypothesis import strategies as st
 
 from edge_mbm.errors import InputError, MissingDependencyError
 from edge_mbm.runtime.ring import AudioRing
-from edge_mbm.runtime.stream import AudioStream, FrameStream, Resampler
+from edge_mbm.runtime.stream import AudioStream, FrameSlot, FrameStream, Resampler
 
 MS, SECOND = 1_000_000, 1_000_000_000
 
 
 def test_the_newest_frame_takes_the_slot() -> None:
     """Three pushed, one taken: the last; the other two are counted."""
-    stream = FrameStream("image")
+    stream = FrameStream("image", [FrameSlot()])
     for t in (1, 2, 3):
         stream.push(f"frame {t}", t)
-    frame = stream.take()
+    frame = stream.parts[0].take()
     assert frame is not None
     assert (frame.data, frame.t) == ("frame 3", 3)
-    assert stream.take() is None
+    assert stream.parts[0].take() is None
     assert stream.losses() == {"superseded": 2}
 
 
 @pytest.mark.parametrize("t", [4, 5])
 def test_time_does_not_stand_still_or_go_back(t: int) -> None:
     """A frame not after the one before is refused, and the slot keeps what it had."""
-    stream = FrameStream("image")
+    stream = FrameStream("image", [FrameSlot()])
     stream.push("good", 5)
     with pytest.raises(InputError, match="'image' at t"):
         stream.push("late", t)
-    frame = stream.take()
+    frame = stream.parts[0].take()
     assert frame is not None
     assert frame.data == "good"
 
@@ -47,7 +47,7 @@ def audio_stream(rate: int = 1000) -> AudioStream:
 
 
 def windows(stream: AudioStream) -> Iterator[tuple[np.ndarray, int]]:
-    while (window := stream.rings[0].next_window()) is not None:
+    while (window := stream.parts[0].next_window()) is not None:
         yield window[0].copy(), window[1]
 
 

@@ -1,0 +1,80 @@
+"""What one encoder reads of one modality, and what it is busy with: so that it can work beside the others."""
+
+from __future__ import annotations
+
+from edge_mbm.runtime.ring import AudioRing
+from edge_mbm.runtime.stream import AudioStream, FrameSlot, FrameStream, Work
+
+__all__ = ["Feed"]
+
+_FOREVER = 1 << 62
+
+
+class Feed:
+    """The newest frame, or the next window of sound, for one encoder.
+
+    Args:
+        encoder: its name.
+        stream: of the modality.
+        part: the encoder's own slot or ring of that stream.
+    """
+
+    def __init__(self, encoder: str, stream: FrameStream | AudioStream, part: FrameSlot | AudioRing) -> None:
+        self.encoder = encoder
+        self.stream = stream
+        self.is_held = False
+        """While it is, nothing is taken: newer frames replace older ones."""
+        self.min_interval_ns = 0
+        """Frames closer than this to the one taken before are left to be replaced."""
+        self._part = part
+        self._busy: int | None = None
+        self._last: int | None = None
+
+    @property
+    def dropped(self) -> int:
+        """Frames that this encoder never saw."""
+        return self._part.dropped if isinstance(self._part, FrameSlot) else 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an item is on its way."""
+        return self._busy is not None
+
+    @property
+    def has_work(self) -> bool:
+        """Whether an item waits to be taken."""
+        return self._part.waits(_FOREVER)
+
+    def take(self) -> Work | None:
+        """The next item, on its way until ``done``; None if there is none, or one is on its way, or it is held."""
+        if self._busy is not None or self.is_held:
+            return None
+        work = self._take_window() if isinstance(self._part, AudioRing) else self._take_frame(self._part)
+        if work is not None:
+            self._busy = self._last = work.t
+        return work
+
+    def done(self) -> None:
+        """What was taken has been encoded, or failed."""
+        self._busy = None
+
+    def passed(self, t: int) -> bool:
+        """Whether the encoder has seen everything of time ``t`` or before that can come."""
+        on_its_way = self._busy is not None and self._busy <= t
+        return self.stream.passed(t) and not self._part.waits(t) and not on_its_way
+
+    def clear(self) -> None:
+        """Forget what waits; what is on its way is done."""
+        self._busy = self._last = None
+        self._part.clear()
+
+    def _take_frame(self, slot: FrameSlot) -> Work | None:
+        if self._last is not None and self.min_interval_ns and slot.waits(self._last + self.min_interval_ns - 1):
+            return None
+        return slot.take()
+
+    def _take_window(self) -> Work | None:
+        assert isinstance(self._part, AudioRing)
+        window = self._part.next_window()
+        # The ring writes on while the encoder reads.
+        return None if window is None else Work(window[0].copy(), window[1], None)

@@ -53,6 +53,7 @@ class Aligner:
         self._head = head
         self._nodes = nodes
         self._modalities = modalities
+        self.feeds = tuple(feeds.values())
         self._max_pending = max_pending
         pivot = next(key for key, modality in modalities.items() if modality == head.pivot)
         self.pivot_node, self.pivot_feed = nodes[pivot], feeds[pivot]

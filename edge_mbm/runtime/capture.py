@@ -11,6 +11,7 @@ from edge_mbm.errors import EdgeMbmError, InputError, SourceError
 from edge_mbm.runtime.clock import Clock
 from edge_mbm.runtime.session import Session
 from edge_mbm.runtime.source import Sample, Source
+from edge_mbm.runtime.status import SourceStatus
 
 __all__ = ["Capture"]
 
@@ -40,6 +41,7 @@ class Capture:
         self._session = session
         self._clock = clock
         self._on_push = on_push
+        self._since = clock.now()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="edge-mbm-capture", daemon=True)
 
@@ -58,6 +60,25 @@ class Capture:
             raise self.failure
         if self.failure is not None:
             raise SourceError(f"the source failed: {self.failure!r}") from self.failure
+
+    def status(self) -> SourceStatus:
+        """What it is doing: the source's own word, if it keeps one."""
+        own = getattr(self.source, "status", None)
+        if own is not None:
+            found: SourceStatus = own()
+            return found
+        return SourceStatus(
+            name=type(self.source).__name__,
+            state="ended" if self.ended else "live" if self.samples else "starting",
+            since=self._since,
+            modalities=self.source.modalities,
+            samples=self.samples,
+            last=self.last,
+            stalls=0,
+            reconnects=0,
+            error=None if self.failure is None else str(self.failure),
+            uncertainty_ns=self.source.timing.uncertainty_ns,
+        )
 
     def close(self) -> None:
         """Stop the thread, close the source, which may be waiting for its device, and wait for the thread."""
@@ -92,6 +113,8 @@ class Capture:
         except InputError as error:
             self._refuse(sample, error)
             return
+        if self.samples == 0:
+            self._since = self._clock.now()
         self.samples, self.last = self.samples + 1, self.origin + sample.t
         self._on_push(sample.modality)
 
@@ -104,7 +127,7 @@ class Capture:
         if not self._stop.is_set():
             for modality in self.source.modalities:
                 self._session.end(modality)
-        self.ended = True
+        self.ended, self._since = True, self._clock.now()
         self._on_push(None)
 
 

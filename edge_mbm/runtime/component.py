@@ -105,6 +105,9 @@ class EncoderNode:
         self.runner = runner
         self.starts_anew = False
         """Whether its stream broke since its last run, so that carried states must start from zeros."""
+        self.runs = self.failed = self.gated = 0
+        self.last_ns: int | None = None
+        """How long its last run took."""
         self._recent: deque[Encoded] = deque(maxlen=_HISTORY)
 
     def encode(self, sources: Mapping[str, Any], t: int, stages: dict[str, int]) -> Encoded:
@@ -113,7 +116,10 @@ class EncoderNode:
         Raises:
             EngineError: the engine failed, or an output is not finite; a carried state starts anew.
         """
+        started = perf_counter_ns()
+        self.runs += 1
         outputs = self.runner.run(sources, stages)
+        self.last_ns = perf_counter_ns() - started
         kept = {key: outputs[key].copy() for key in self.runner.component.outputs}
         for key, value in kept.items():
             if not np.isfinite(value).all():

@@ -61,12 +61,25 @@ class Feed:
     def passed(self, t: int) -> bool:
         """Whether the encoder has seen everything of time ``t`` or before that can come."""
         on_its_way = self._busy is not None and self._busy <= t
-        return self.stream.passed(t) and not self._part.waits(t) and not on_its_way
+        return self._has_come(t) and not self._part.waits(t) and not on_its_way
+
+    def switch(self, *, on: bool) -> None:
+        """Let the encoder rest, because no running head needs it, or work again from what comes next."""
+        if on != self._part.is_on:
+            self._part.is_on = on
+            self._part.clear()
 
     def clear(self) -> None:
         """Forget what waits; what is on its way is done."""
         self._busy = self._last = None
         self._part.clear()
+
+    def _has_come(self, t: int) -> bool:
+        if self.stream.ended:
+            return True
+        if isinstance(self._part, AudioRing):
+            return self._part.passed(t)
+        return self.stream.bound is not None and self.stream.bound >= t
 
     def _take_frame(self, slot: FrameSlot) -> Work | None:
         if self._last is not None and self.min_interval_ns and slot.waits(self._last + self.min_interval_ns - 1):

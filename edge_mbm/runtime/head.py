@@ -11,6 +11,7 @@ from edge_mbm.errors import EngineError, InputError
 from edge_mbm.runtime.align import Aligner, Match
 from edge_mbm.runtime.component import ComponentRunner
 from edge_mbm.runtime.result import Result, TaskOutput, interpret
+from edge_mbm.runtime.status import HeadStatus
 from edge_mbm.spec import Head, Input
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class HeadNode:
         self.pivot = head.pivot
         self.last: int | None = None
         """Capture time of its last result, ns."""
+        self._age: int | None = None
+        self._missing: tuple[str, ...] = ()
         self._runner = runner
         self._head = head
         self._modalities = modalities
@@ -67,8 +70,23 @@ class HeadNode:
         except EngineError:
             self._runner.reset()
             raise
-        self._seq, self.last = self._seq + 1, match.t
+        self._seq, self.last, self._missing = self._seq + 1, match.t, match.missing
         return result
+
+    def handed_out(self, age: int) -> None:
+        """A result of it went to the consumer at this age, ns."""
+        self._age = age
+
+    def status(self, *, enabled: bool) -> HeadStatus:
+        """What it is doing."""
+        return HeadStatus(
+            name=self.name,
+            enabled=enabled,
+            results=self._seq,
+            last=self.last,
+            age_ns=self._age,
+            missing=self._missing,
+        )
 
     def infer(self, known: Mapping[str, Any], stages: dict[str, int]) -> tuple[Result, Mapping[str, NDArray[Any]]]:
         """Run on what one shot has computed so far.

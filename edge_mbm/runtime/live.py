@@ -18,9 +18,11 @@ from edge_mbm.runtime.clock import Clock, MonotonicClock
 from edge_mbm.runtime.engine import EngineLoader
 from edge_mbm.runtime.failures import Failures
 from edge_mbm.runtime.file_source import FileSource
+from edge_mbm.runtime.follower import Follower
 from edge_mbm.runtime.result import Result
 from edge_mbm.runtime.session import Session, SessionOptions
 from edge_mbm.runtime.source import Source
+from edge_mbm.runtime.status import LiveStatus
 from edge_mbm.runtime.worker import Worker
 from edge_mbm.spec import AudioModality, ImageModality, Manifest
 
@@ -109,6 +111,7 @@ class Live:
         self._changed = threading.Condition()
         self._news = False
         self._results: Iterator[Result] | None = None
+        self._follower: Follower | None = None
         self._closed = False
         self._captures = [Capture(session, source, self._clock, self._pushed) for source in sources] if realtime else []
         self._workers = [self._make_worker(name) for name in session.encoders] if realtime else []
@@ -126,6 +129,8 @@ class Live:
             SourceError, EngineError: the first failure, with its cause.
             SessionClosedError: outside of its ``with``.
         """
+        if self._follower is not None:
+            raise SessionClosedError("latest() consumes this stream: do not iterate over it too")
         if self._results is None:
             raise SessionClosedError("a live stream runs inside its with: 'with edge_mbm.open(...) as live: ...'")
         return next(self._results)
@@ -136,6 +141,43 @@ class Live:
 
         while (result := await asyncio.to_thread(next, self, None)) is not None:
             yield result
+
+    def latest(self, head: str | None = None, *, max_age: float | None = None) -> Result | None:
+        """The newest result, without waiting: for a control loop that asks at its own rate.
+
+        The first call starts a thread that consumes the stream from then on, so do not iterate over it too.
+
+        Args:
+            head: whose; None for the newest of any.
+            max_age: seconds since capture beyond which a result is not worth having.
+
+        Returns:
+            The newest result with its age now, or None if there is none, or none young enough.
+
+        Raises:
+            SourceError, EngineError: the stream has ended by a failure.
+            SessionClosedError: outside of its ``with``, or it is being iterated over.
+        """
+        if self._results is None:
+            raise SessionClosedError("a live stream runs inside its with: 'with edge_mbm.open(...) as live: ...'")
+        if self._follower is None:
+            self._follower = Follower(self._results)
+        result = self._follower.newest(head)
+        if result is None:
+            return None
+        age = max(0, self._clock.now() - result.t_capture)
+        return None if max_age is not None and age > max_age * _SECOND else structs.replace(result, age=age)
+
+    def status(self) -> LiveStatus:
+        """What sources, encoders and heads are doing, and what was lost."""
+        encoders, heads = self.session.status()
+        return LiveStatus(
+            t=self._clock.now(),
+            sources=tuple(capture.status() for capture in self._captures),
+            encoders=encoders,
+            heads=heads,
+            losses=self.session.stats(),
+        )
 
     def explain(self) -> dict[str, str]:
         """Per head, in words, why it has not fired, or when it last did."""
@@ -164,6 +206,8 @@ class Live:
         self._closed, self._results = True, None
         with ExitStack() as closing:  # each of them, whatever another raises
             closing.callback(self.session.close)
+            if self._follower is not None:
+                closing.callback(self._follower.close)
             for source in self.sources:
                 closing.callback(source.close)
             for worker in self._workers:
@@ -228,13 +272,14 @@ class Live:
         self.session.keep_newest(self._clock.now())
         self._want(True)
         try:
-            while True:
+            while not self._closed:
                 is_over = self.session.is_over()
                 if (result := self._collect()) is not None:
                     return result
                 if is_over:
                     return None
                 self._wait()
+            return None
         finally:
             self._want(False)
 

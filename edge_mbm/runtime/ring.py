@@ -37,6 +37,8 @@ class AudioRing:
         self.capacity = max(capacity, length, hop)
         # Twice the capacity, so that windows are plain slices and old samples move out of the way only now and then.
         self._data = np.zeros(2 * self.capacity, np.float32)
+        self.is_on = True
+        """While it is not, what comes passes by."""
         self.gaps = 0
         self.lost_samples = 0
         self.clear()
@@ -78,6 +80,8 @@ class AudioRing:
         Returns:
             Whether continuity was broken (a gap or an overflow), so that a carried state must start anew.
         """
+        if not self.is_on:
+            return False
         broken = self._anchor is not None and abs(t - (self.bound or 0)) > self._max_slip_ns
         if broken:
             self.gaps += 1

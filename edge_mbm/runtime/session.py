@@ -24,6 +24,7 @@ from edge_mbm.runtime.head import HeadNode
 from edge_mbm.runtime.plan import Planned, plan
 from edge_mbm.runtime.result import Result
 from edge_mbm.runtime.ring import AudioRing
+from edge_mbm.runtime.status import EncoderStatus, HeadStatus
 from edge_mbm.runtime.stream import MAX_SLIP_NS, AudioStream, FrameSlot, FrameStream, Stream
 from edge_mbm.spec import (
     AudioModality,
@@ -107,8 +108,6 @@ class Session:
             self._nodes = {name: EncoderNode(self._runners[name]) for name in encoders}
             self._streams = self._make_streams()
             self._feeds = self._make_feeds()
-            self._failed = dict.fromkeys(encoders, 0)
-            self._runs = dict.fromkeys(encoders, 0)
             self._heads = [self._make_head(bundle, p) for p in self.plan if isinstance(p.component, Head)]
             undo.pop_all()
 
@@ -233,9 +232,7 @@ class Session:
         if found is None:
             return None
         head, match = found
-        result = self._run_head(head, match)
-        spent = perf_counter_ns() - started
-        return structs.replace(result, age=max(0, now - result.t_capture) + spent)
+        return _aged(head, self._run_head(head, match), now, started)
 
     def keep_newest(self, now: int) -> None:
         """The consumer was away: drop, and count, settled results that newer pivots have overtaken."""
@@ -285,12 +282,11 @@ class Session:
             if head.name in self._disabled:
                 continue
             try:
-                results.append(self._run_head(head, match))
+                results.append((head, self._run_head(head, match)))
             except EngineError as error:
                 failed.append(error)
-        spent = perf_counter_ns() - started
-        results = [structs.replace(result, age=max(0, now - result.t_capture) + spent) for result in results]
-        return sorted(results, key=lambda result: result.t_capture), failed
+        aged = [_aged(head, result, now, started) for head, result in results]
+        return sorted(aged, key=lambda result: result.t_capture), failed
 
     def _run_head(self, head: HeadNode, match: Match) -> Result:
         try:
@@ -326,13 +322,66 @@ class Session:
         """Losses by cause since the start, "name.cause" -> count."""
         with self._lock:
             counts = {f"{s.name}.{cause}": n for s in self._streams.values() for cause, n in s.losses().items()}
-            counts |= {f"{name}.failed": count for name, count in self._failed.items()}
+            counts |= {f"{name}.failed": node.failed for name, node in self._nodes.items()}
             for head in self._heads:
                 counts[f"{head.name}.overflowed"] = head.aligner.overflowed
                 counts[f"{head.name}.overtaken"] = head.aligner.overtaken
                 counts[f"{head.name}.skipped"] = head.aligner.skipped
                 counts[f"{head.name}.failed"] = head.aligner.failed
         return counts
+
+    # --- choosing and watching ---------------------------------------------------------------------------------------
+
+    def disable(self, head: str) -> None:
+        """Stop a head; encoders that no other running head needs rest too.
+
+        Raises:
+            InputError: it is not one of the heads that this session loaded.
+        """
+        self._switch(head, on=False)
+
+    def enable(self, head: str) -> None:
+        """Run a head again, from what comes next; its encoders' carried states start from zeros.
+
+        Raises:
+            InputError: it is not one of the heads that this session loaded.
+        """
+        self._switch(head, on=True)
+
+    def status(self) -> tuple[tuple[EncoderStatus, ...], tuple[HeadStatus, ...]]:
+        """What each encoder and each head is doing."""
+        with self._lock:
+            intervals = {name: feed.min_interval_ns for name, feed in self._feeds.items()}
+            encoders = tuple(
+                EncoderStatus(
+                    name=name,
+                    runs=node.runs,
+                    failed=node.failed,
+                    gated=node.gated,
+                    last_ns=node.last_ns,
+                    min_interval_ns=intervals.get(name, 0),
+                )
+                for name, node in self._nodes.items()
+            )
+            return encoders, tuple(head.status(enabled=head.name not in self._disabled) for head in self._heads)
+
+    def hold_rate(self, encoder: str, min_interval_ns: int) -> None:
+        """Run an encoder of frames at most this often; 0 for as they come. A governor's lever."""
+        with self._lock:
+            self._feeds[encoder].min_interval_ns = min_interval_ns
+
+    def _switch(self, name: str, *, on: bool) -> None:
+        head = next((head for head in self._heads if head.name == name), None)
+        if head is None:
+            raise InputError(f"no head '{name}' runs in this session; there is {[head.name for head in self._heads]}")
+        with self._lock:
+            (self._disabled.discard if on else self._disabled.add)(name)
+            head.aligner.clear()
+            running = [head for head in self._heads if head.name not in self._disabled]
+            for encoder, feed in self._feeds.items():
+                needed = any(feed in head.aligner.feeds for head in running)
+                self._nodes[encoder].starts_anew |= not needed
+                feed.switch(on=needed)
 
     # --- one shot ----------------------------------------------------------------------------------------------------
 
@@ -459,11 +508,10 @@ class Session:
     def _encode_with(self, node: EncoderNode, sources: Mapping[str, Any], t: int, stages: dict[str, int]) -> None:
         """Run one encoder, then those that feed on it, and announce pivots."""
         name = node.runner.name
-        self._runs[name] += 1
         try:
             encoded = node.encode(sources, t, stages)
         except EngineError:
-            self._failed[name] += 1
+            node.failed += 1
             raise
         with self._lock:
             node.remember(encoded)
@@ -560,6 +608,13 @@ class Session:
         if modality not in self.manifest.modalities:
             known = sorted(self.manifest.modalities)
             raise InputError(f"there is no modality '{modality}' in '{self.manifest.name}'; it has {known}")
+
+
+def _aged(head: HeadNode, result: Result, now: int, started: int) -> Result:
+    """The result with its age: until ``now``, and the time spent since ``started`` on perf_counter."""
+    age = max(0, now - result.t_capture) + perf_counter_ns() - started
+    head.handed_out(age)
+    return structs.replace(result, age=age)
 
 
 def _as_time(t: int) -> int:

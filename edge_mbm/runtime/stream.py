@@ -39,13 +39,15 @@ class FrameSlot:
 
     def __init__(self) -> None:
         self.dropped = 0
+        self.is_on = True
+        """While it is not, what comes passes by."""
         self._frame: Work | None = None
 
     def push(self, frame: Work) -> None:
         """Put a frame in, by reference."""
-        if self._frame is not None:
-            self.dropped += 1
-        self._frame = frame
+        if self.is_on:
+            self.dropped += self._frame is not None
+            self._frame = frame
 
     def take(self) -> Work | None:
         """Empty it."""
@@ -93,10 +95,6 @@ class FrameStream:
         for slot in self.parts:
             slot.dropped += count
 
-    def passed(self, t: int) -> bool:
-        """Whether nothing of time ``t`` or before can come any more."""
-        return self.ended or (self.bound is not None and self.bound >= t)
-
     def end(self) -> None:
         """No more will come."""
         self.ended = True
@@ -132,7 +130,7 @@ class AudioStream:
     @property
     def bound(self) -> int | None:
         """Time up to which samples have come, ns."""
-        return self.parts[0].bound
+        return max((ring.bound for ring in self.parts if ring.bound is not None), default=None)
 
     def push(self, data: object, t: int, rate: int | None) -> list[bool]:
         """Append a block to every ring.
@@ -156,10 +154,6 @@ class AudioStream:
         if resampler is not None:
             samples, t = resampler(samples, t)
         return [ring.push(samples, t) for ring in self.parts]
-
-    def passed(self, t: int) -> bool:
-        """Whether no window that ends at ``t`` or before is still to come; those in the rings have come."""
-        return self.ended or all(ring.passed(t) for ring in self.parts)
 
     def losses(self) -> dict[str, int]:
         """Counts by cause."""

@@ -386,6 +386,75 @@ def test_a_source_that_fails_to_close_does_not_keep_the_engines() -> None:
     assert all(engine.closed for engine in engines.made)
 
 
+# --- asking, choosing, watching --------------------------------------------------------------------------------------
+
+
+def until(done: Callable[[], Any]) -> Any:
+    """What ``done`` gives as soon as it is something."""
+    for _ in range(2000):
+        if value := done():
+            return value
+        threading.Event().wait(0.005)
+    raise AssertionError("it did not happen within 10 s")
+
+
+def test_a_control_loop_asks_for_the_latest() -> None:
+    """Without waiting: nothing yet, then the newest with its age now, then nothing young enough."""
+    source, clock = GatedSource(), FakeClock()
+    with live(source, clock=clock) as stream:
+        assert stream.latest() is None
+        source.give(frame(10 * MS))
+        assert until(stream.latest).t_capture == 10 * MS
+        clock.advance(60 * MS)
+        assert stream.latest(max_age=0.05) is None
+        found = stream.latest("color", max_age=0.1)
+        assert found is not None
+        assert found.age == 60 * MS
+        assert stream.latest("event") is None
+        with pytest.raises(SessionClosedError, match="latest"):
+            next(stream)
+
+
+def test_the_latest_raises_what_ended_the_stream() -> None:
+    """A control loop must learn that its camera is gone."""
+    source = ScriptedSource([frame(0)], error=OSError("unplugged"))
+    with live(source) as stream, pytest.raises(SourceError, match="unplugged"):
+        until(lambda: stream.latest() and None)
+
+
+def test_a_disabled_head_rests_with_its_encoders() -> None:
+    """Only what enabled heads need is run; enabled again it answers from what comes next."""
+    engines = Engines()
+    samples = [s for k in range(6) for s in (block(k * 100 * MS), frame((k + 1) * 100 * MS))]
+    with live(ScriptedSource(samples), engines, realtime=False, heads=("event", "color")) as stream:
+        audio = next(engine for engine in engines.made if engine.name == "audio_encoder")
+        first = [next(stream).head for _ in range(2)]
+        ran = audio.runs
+        stream.session.disable("event")
+        assert [next(stream).head for _ in range(2)] == ["color", "color"]
+        assert audio.runs == ran
+        stream.session.enable("event")
+        assert sorted(first) == sorted({result.head for result in stream}) == ["color", "event"]
+        assert audio.runs > ran
+        with pytest.raises(InputError, match="no head 'smell'"):
+            stream.session.disable("smell")
+
+
+def test_its_status_says_what_everything_does() -> None:
+    """Sources with their state, encoders with their runs, heads with their last answer, and what was lost."""
+    source = GatedSource()
+    with live(source) as stream:
+        source.give(frame(10 * MS))
+        next(stream)
+        status = stream.status()
+        [camera], [encoder], [head] = status.sources, status.encoders, status.heads
+        assert (camera.state, camera.samples, camera.last) == ("live", 1, stream.origin + 10 * MS)
+        assert (encoder.name, encoder.runs, encoder.failed) == ("image_encoder", 1, 0)
+        assert (head.name, head.results, head.last, head.enabled) == ("color", 1, stream.origin + 10 * MS, True)
+        assert not any(status.losses.values())
+        assert "last result" in stream.explain()["color"]
+
+
 # --- opening ---------------------------------------------------------------------------------------------------------
 
 

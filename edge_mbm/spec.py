@@ -34,6 +34,7 @@ __all__ = [
     "Encoder",
     "ErrorFigures",
     "FileEntry",
+    "Gate",
     "GoldenSample",
     "Head",
     "ImageModality",
@@ -52,6 +53,7 @@ __all__ = [
     "Saliency",
     "SensorModality",
     "Sequence",
+    "SilenceGate",
     "SpeedFigures",
     "State",
     "Task",
@@ -59,6 +61,7 @@ __all__ = [
     "TextModality",
     "TokenSteps",
     "Tokens",
+    "UnchangedGate",
     "Variant",
     "VideoModality",
     "Window",
@@ -262,6 +265,28 @@ class Window(Record, frozen=True, kw_only=True):
     hop: PositiveInt
 
 
+class UnchangedGate(Record, frozen=True, kw_only=True, tag="unchanged", tag_field="kind"):
+    """Skip a frame that looks like the last one that was encoded: that one's output stands."""
+
+    threshold: Annotated[float, Meta(ge=0, le=255)]
+    """Mean absolute difference of pixel values, 0..255, over a coarse grid, up to which nothing has changed."""
+    max_ns: Annotated[int, Meta(ge=1)]
+    """An output older than this does not stand any longer, whatever the frame looks like."""
+
+
+class SilenceGate(Record, frozen=True, kw_only=True, tag="silence", tag_field="kind"):
+    """Skip a window of sound that is quiet: the last output stands, and a carried state stays as it is."""
+
+    threshold_db: Annotated[float, Meta(le=0)]
+    """RMS in dB below full scale, up to which a window is silent."""
+    max_ns: Annotated[int, Meta(ge=1)]
+    """As for ``UnchangedGate``."""
+
+
+Gate: TypeAlias = UnchangedGate | SilenceGate
+"""What lets an encoder skip work. Skipped items are counted in the results."""
+
+
 class Present(Record, frozen=True, kw_only=True):
     """The mask input of a head: float32[batch, len(order)], 1 where that modality is there, else 0."""
 
@@ -340,6 +365,8 @@ class Encoder(_Component, frozen=True, kw_only=True, tag="encoder", tag_field="k
 
     window: Window | None = None
     """For streams (audio, video): without it each item is encoded by itself."""
+    gate: Gate | None = None
+    """What lets it skip items; None runs it on every one."""
 
 
 class Head(_Component, frozen=True, kw_only=True, tag="head", tag_field="kind"):
@@ -724,6 +751,11 @@ def _window_problems(manifest: Manifest, component: Encoder, where: str) -> Iter
     ]
     if streams and component.window is None:
         yield f"{where} reads a stream, so it needs a window (length and hop)"
+    fitting: dict[type, type] = {UnchangedGate: ImageModality, SilenceGate: AudioModality}
+    for value in component.inputs.values():
+        modality = manifest.modalities.get(value.source)
+        if component.gate is not None and not isinstance(modality, fitting[type(component.gate)]):
+            yield f"{where}.gate is {type(component.gate).__name__}, which does not watch '{value.source}'"
     if component.window is not None and len(component.inputs) != 1:
         yield f"{where} has a window and {len(component.inputs)} inputs: a windowed encoder reads exactly one stream"
     for value in streams:

@@ -114,6 +114,14 @@ def everything() -> dict[str, Any]:
                 "states": [{"input": "state", "output": "next_state", "tensor": tensor("batch", 32)}],
                 "variants": variants(),
                 "window": {"length": 16000, "hop": 1600},
+                "gate": {"kind": "silence", "threshold_db": -50.0, "max_ns": 1_000_000_000},
+            },
+            "scene_encoder": {
+                "kind": "encoder",
+                "inputs": {"image": {"source": "image", "tensor": frame, "preprocess": crop}},
+                "outputs": {"vector": embedding("batch", 16)},
+                "variants": variants(),
+                "gate": {"kind": "unchanged", "threshold": 2.0, "max_ns": 1_000_000_000},
             },
             "transcript": {
                 "kind": "decoder",

@@ -19,7 +19,7 @@ from msgspec import Meta, Struct
 
 from edge_mbm.calibration import CalibrationMethod, Percentile
 from edge_mbm.errors import RecipeError
-from edge_mbm.spec import Dim, DType, Modality, Name, Nanoseconds, Preprocess, RawSteps, Task, Window
+from edge_mbm.spec import Dim, DType, Gate, Modality, Name, Nanoseconds, Preprocess, RawSteps, Task, Window
 
 __all__ = [
     "Budget",
@@ -92,6 +92,7 @@ class EncoderRecipe(_ComponentRecipe, frozen=True, kw_only=True, tag="encoder", 
     """One modality to an embedding."""
 
     window: Window | None = None
+    gate: Gate | None = None
 
 
 class HeadRecipe(_ComponentRecipe, frozen=True, kw_only=True, tag="head", tag_field="kind"):

@@ -94,7 +94,9 @@ def _assemble(
     component: ComponentRecipe, inputs: dict[str, Input], outputs: dict[str, Output], states: tuple[State, ...]
 ) -> Skeleton:
     if isinstance(component, EncoderRecipe):
-        return Encoder(inputs=inputs, outputs=outputs, variants={}, states=states, window=component.window)
+        return Encoder(
+            inputs=inputs, outputs=outputs, variants={}, states=states, window=component.window, gate=component.gate
+        )
     return Head(
         inputs=inputs,
         outputs=outputs,

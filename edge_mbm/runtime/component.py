@@ -13,6 +13,7 @@ import numpy as np
 from edge_mbm.errors import EngineError
 from edge_mbm.preprocess import build_preprocessor
 from edge_mbm.runtime.engine import Engine
+from edge_mbm.runtime.gate import make_gate
 from edge_mbm.spec import Encoder, Head
 
 if TYPE_CHECKING:
@@ -96,6 +97,8 @@ class Encoded(NamedTuple):
     t: int
     outputs: Mapping[str, NDArray[Any]]
     stages: Mapping[str, int]
+    gated: bool = False
+    """The item was skipped: these are the previous one's outputs."""
 
 
 class EncoderNode:
@@ -108,14 +111,20 @@ class EncoderNode:
         self.runs = self.failed = self.gated = 0
         self.last_ns: int | None = None
         """How long its last run took."""
+        component = runner.component
+        self._gate = make_gate(component.gate if isinstance(component, Encoder) else None)
         self._recent: deque[Encoded] = deque(maxlen=_HISTORY)
 
     def encode(self, sources: Mapping[str, Any], t: int, stages: dict[str, int]) -> Encoded:
-        """Run once.
+        """Run once, or let the previous outputs stand where the gate allows it.
 
         Raises:
             EngineError: the engine failed, or an output is not finite; a carried state starts anew.
         """
+        [item] = sources.values()
+        if self._gate is not None and self._recent and self._gate.may_skip(item, t):
+            self.gated += 1
+            return Encoded(t, self._recent[-1].outputs, stages, gated=True)
         started = perf_counter_ns()
         self.runs += 1
         outputs = self.runner.run(sources, stages)
@@ -128,6 +137,8 @@ class EncoderNode:
                     f"'{self.runner.name}.{key}' is not finite at t = {t / 1e9:.3f} s: "
                     "its input is out of the range it was made for, or the variant overflows (try --variant fp32)"
                 )
+        if self._gate is not None:
+            self._gate.let_through(item, t)
         return Encoded(t, kept, stages)
 
     def remember(self, encoded: Encoded) -> None:

@@ -137,6 +137,7 @@ class HeadNode:
             missing=match.missing,
             spread=match.spread,
             dropped=match.dropped,
+            gated=tuple(key for key, encoded in match.inputs.items() if encoded is not None and encoded.gated),
             stage_ns=stages,
             provider=self._provider,
         )

@@ -93,6 +93,8 @@ class Result(Struct, frozen=True, kw_only=True, eq=False):
     """Where the time went: "queue", "preprocess.NAME", "infer.NAME" and "wait" (for other modalities)."""
     provider: str
     """The execution providers that computed it, joined with "+"."""
+    gated: tuple[str, ...] = ()
+    """Inputs whose encoder skipped its item, since nothing had changed: the previous output stood."""
 
     @property
     def output(self) -> TaskOutput:
@@ -109,6 +111,7 @@ class Result(Struct, frozen=True, kw_only=True, eq=False):
             "missing": list(self.missing),
             "spread": self.spread,
             "dropped": self.dropped,
+            "gated": list(self.gated),
             "provider": self.provider,
             "age": self.age,
             "stage_ns": dict(self.stage_ns),

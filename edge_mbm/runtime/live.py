@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from msgspec import structs
 
@@ -17,7 +17,6 @@ from edge_mbm.runtime.capture import Capture
 from edge_mbm.runtime.clock import Clock, MonotonicClock
 from edge_mbm.runtime.engine import EngineLoader
 from edge_mbm.runtime.failures import Failures
-from edge_mbm.runtime.file_source import FileSource
 from edge_mbm.runtime.follower import Follower
 from edge_mbm.runtime.result import Result
 from edge_mbm.runtime.session import Session, SessionOptions
@@ -31,6 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Live", "open_live"]
 
+Address: TypeAlias = str | os.PathLike[str] | Source
+"""A path, an address, or a source."""
+
 _SECOND = 1_000_000_000
 # Waiting is cut into pieces, so that Ctrl-C is noticed at once on every platform.
 _WAIT_S = 0.1
@@ -38,8 +40,10 @@ _WAIT_S = 0.1
 
 def open_live(
     bundle: str | os.PathLike[str] | Bundle,
-    source: str | os.PathLike[str] | Source | list[Source] | tuple[Source, ...],
+    source: Address | Sequence[Source] | None = None,
     *,
+    video: Address | None = None,
+    audio: Address | None = None,
     options: SessionOptions | None = None,
     realtime: bool = True,
     clock: Clock | None = None,
@@ -49,7 +53,10 @@ def open_live(
 
     Args:
         bundle: a path, or an opened bundle.
-        source: a video file's path, any ``Source``, or several that give different modalities.
+        source: what gives picture and sound together: a file's path, an address (``rtsp://...``, see
+            ``edge_mbm.runtime.sources.open_source``), any ``Source``, or several that give different modalities.
+        video: what gives the pictures: the same, or ``v4l2:///dev/video0``.
+        audio: what gives the sound: the same, or ``mic://default``.
         options: of the session.
         realtime: play recordings at their own pace, dropping frames that come while the consumer or the model is busy.
             False runs through all of it as fast as possible, in this thread: nothing is dropped and every run gives
@@ -60,16 +67,17 @@ def open_live(
     Raises:
         BundleError, InputError, EngineError, SourceError, MissingDependencyError: whatever cannot be opened.
     """
-    opened = bundle if isinstance(bundle, Bundle) else load(bundle)
     with ExitStack() as undo:
-        feeds = _sources(opened.manifest, source)
-        for feed in feeds:
+        opened = bundle if isinstance(bundle, Bundle) else load(bundle)
+        sources: list[Source] = []
+        for feed in _opened(opened.manifest, source, video, audio, clock):
             undo.callback(feed.close)
+            sources.append(feed)
         session = opened.session(options, load_engine=load_engine)
         undo.callback(session.close)
-        _check_feeds(session, feeds)
+        _check_feeds(session, sources, realtime=realtime)
         undo.pop_all()
-    return Live(session, feeds, realtime=realtime, clock=clock)
+    return Live(session, sources, realtime=realtime, clock=clock)
 
 
 class Live:
@@ -322,23 +330,40 @@ class Live:
             self._changed.notify()
 
 
-def _sources(
-    manifest: Manifest, given: str | os.PathLike[str] | Source | list[Source] | tuple[Source, ...]
-) -> tuple[Source, ...]:
-    if isinstance(given, str | os.PathLike):
-        return (_file_source(manifest, given),)
-    return tuple(given) if isinstance(given, list | tuple) else (given,)
+def _opened(
+    manifest: Manifest,
+    source: Address | Sequence[Source] | None,
+    video: Address | None,
+    audio: Address | None,
+    clock: Clock | None,
+) -> Iterator[Source]:
+    """The sources one after the other, so that those before can be closed if one fails to open."""
+    image_name = next((name for name, m in manifest.modalities.items() if isinstance(m, ImageModality)), None)
+    audio_name = next((name for name, m in manifest.modalities.items() if isinstance(m, AudioModality)), None)
+    if source is None and video is None and audio is None:
+        raise SourceError("nothing to stream: give a source, or video and audio")
+    if video is not None and video == audio:
+        source, video, audio = video, None, None
+    if isinstance(source, list | tuple):
+        yield from source
+    elif source is not None:
+        yield _open(source, image_name, audio_name, clock)
+    if video is not None:
+        yield _open(video, image_name, None, clock)
+    if audio is not None:
+        yield _open(audio, None, audio_name, clock)
 
 
-def _file_source(manifest: Manifest, path: str | os.PathLike[str]) -> FileSource:
-    """A file's picture and sound as the bundle's first image and first audio modality."""
-    images = [name for name, modality in manifest.modalities.items() if isinstance(modality, ImageModality)]
-    audios = [name for name, modality in manifest.modalities.items() if isinstance(modality, AudioModality)]
-    return FileSource(path, image=images[0] if images else None, audio=audios[0] if audios else None)
+def _open(source: Any, image: str | None, audio: str | None, clock: Clock | None) -> Source:
+    from edge_mbm.runtime.sources import open_source  # noqa: PLC0415 - a robot that pushes needs none of them
+
+    return open_source(source, image=image, audio=audio, clock=clock)
 
 
-def _check_feeds(session: Session, sources: Sequence[Source]) -> None:
+def _check_feeds(session: Session, sources: Sequence[Source], *, realtime: bool) -> None:
     """Refuse sources that some head could never work with, rather than waiting for ever."""
+    if not realtime and any(source.timing.clock != "media" for source in sources):
+        raise SourceError("a device cannot be played as fast as possible: leave out realtime=False (--fast)")
     given = [modality for source in sources for modality in source.modalities]
     for modality in given:
         if given.count(modality) > 1:

@@ -80,7 +80,7 @@ def load():  # type: ignore[no-untyped-def] # noqa: ANN201 - torch is imported o
 
 
 def main(bundle: str) -> None:
-    """Two seconds of a robot that stands, is shaken, and falls; its driver is a function that gives the newest reading."""
+    """Two seconds of a robot that stands, is shaken, and falls; its driver is a function that gives the newest."""
     rng = np.random.default_rng(4)
     story = iter([0] * 40 + [3] * 20 + [2] * 40)
 

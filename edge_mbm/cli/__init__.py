@@ -16,8 +16,12 @@ from edge_mbm.cli.doctor import doctor as doctor_command
 from edge_mbm.cli.export import export as export_command
 from edge_mbm.cli.group import CommandGroup
 from edge_mbm.cli.inspect import inspect as inspect_command
+from edge_mbm.cli.logs import LogLevel, log_to_stderr
+from edge_mbm.cli.record import record as record_command
+from edge_mbm.cli.replay import replay as replay_command
 from edge_mbm.cli.run import run as run_command
 from edge_mbm.cli.terminal import write_line
+from edge_mbm.cli.top import top as top_command
 from edge_mbm.cli.verify import verify as verify_command
 
 __all__ = ["app", "main"]
@@ -34,6 +38,9 @@ The usual order, on the workstation and then on the device:
   edge-mbm verify model.mbm                   the right answers on it?
   edge-mbm bench model.mbm                    how fast on it?
   edge-mbm run model.mbm --source clip.mp4    stream a recording
+  edge-mbm top model.mbm --source clip.mp4    and watch it at work
+  edge-mbm record --video URI -o s.mcap       keep what sensors gave
+  edge-mbm replay s.mcap -b model.mbm         and stream it again
 
 Every command has --help. With --json the answer is JSON on stdout, and what is for people goes to stderr.
 
@@ -62,6 +69,9 @@ app.command("doctor")(doctor_command)
 app.command("verify")(verify_command)
 app.command("bench")(bench_command)
 app.command("run")(run_command)
+app.command("top")(top_command)
+app.command("record")(record_command)
+app.command("replay")(replay_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,6 +105,10 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _log_from(level: LogLevel | None) -> None:
+    log_to_stderr(level)
+
+
 @app.callback()
 def _options(
     *,
@@ -104,5 +118,15 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version.")
     ] = False,
+    log_level: Annotated[
+        LogLevel | None,
+        typer.Option(
+            "--log-level",
+            envvar="EDGE_MBM_LOG_LEVEL",
+            help="The least that is logged on stderr; warnings if not given.",
+            show_default=False,
+            callback=_log_from,
+        ),
+    ] = None,
 ) -> None:
     pass

@@ -7,13 +7,87 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-__all__ = ["BundlePath", "Heads", "Json", "Threads", "VariantChoice"]
+from edge_mbm.errors import InputError
+from edge_mbm.runtime.sources.mask import mask
 
+__all__ = [
+    "AudioAddress",
+    "BundlePath",
+    "Heads",
+    "Json",
+    "Limit",
+    "Quiet",
+    "ResultsPath",
+    "SourceAddress",
+    "Threads",
+    "TruthPath",
+    "VariantChoice",
+    "VideoAddress",
+    "addresses",
+]
+
+SourceAddress: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--source",
+        metavar="ADDRESS",
+        help="What gives picture and sound together: a video file, an .mcap recording, rtsp://host/path.",
+        show_default=False,
+        rich_help_panel="Sources",
+    ),
+]
+VideoAddress: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--video",
+        metavar="ADDRESS",
+        help="What gives the pictures: v4l2:///dev/video0, csi://0, rtsp://host/path, a file.",
+        show_default=False,
+        rich_help_panel="Sources",
+    ),
+]
+AudioAddress: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--audio",
+        metavar="ADDRESS",
+        help="What gives the sound: mic://default, rtsp://host/path, a file.",
+        show_default=False,
+        rich_help_panel="Sources",
+    ),
+]
 BundlePath: TypeAlias = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="A .mbm file or a bundle directory.", show_default=False)
 ]
 Json: TypeAlias = Annotated[
     bool, typer.Option("--json", help="Print JSON on stdout, for scripts.", rich_help_panel="Output")
+]
+Quiet: TypeAlias = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No line per result, only the summary.", rich_help_panel="Output")
+]
+Limit: TypeAlias = Annotated[
+    int | None, typer.Option("--limit", min=1, help="Stop after so many results.", show_default=False)
+]
+ResultsPath: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE|-",
+        help="Write results as JSON lines, each before the next result; - is stdout, and people read stderr then.",
+        show_default=False,
+        rich_help_panel="Output",
+    ),
+]
+TruthPath: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--truth",
+        metavar="FILE",
+        help="What the right answers are. Without it, the source's NAME.truth.json is used if it is there.",
+        show_default=False,
+        rich_help_panel="Output",
+    ),
 ]
 VariantChoice: TypeAlias = Annotated[
     str,
@@ -38,3 +112,17 @@ Heads: TypeAlias = Annotated[
 Threads: TypeAlias = Annotated[
     int, typer.Option("--threads", min=1, help="Threads of each engine.", rich_help_panel="Model")
 ]
+
+
+def addresses(source: str | None, video: str | None, audio: str | None) -> str:
+    """What is streamed, for people.
+
+    Raises:
+        InputError: nothing is given, or one of them twice.
+    """
+    given = [address for address in (source, video, audio) if address is not None]
+    if not given:
+        raise InputError("nothing to stream: give --source, or --video and --audio (see --help)")
+    if source is not None and len(given) == 3:
+        raise InputError("--source gives picture and sound: leave out --video or --audio")
+    return ", ".join(mask(address) for address in dict.fromkeys(given))

@@ -3,34 +3,51 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from edge_mbm.cli.options import BundlePath, Heads, Json, Threads, VariantChoice
+from edge_mbm.cli.options import (
+    AudioAddress,
+    BundlePath,
+    Heads,
+    Json,
+    Limit,
+    Quiet,
+    ResultsPath,
+    SourceAddress,
+    Threads,
+    TruthPath,
+    VariantChoice,
+    VideoAddress,
+    addresses,
+)
 from edge_mbm.cli.result_line import ResultLine
 from edge_mbm.cli.run_report import RunReport, print_report
+from edge_mbm.cli.service import Service, log_report
 from edge_mbm.cli.terminal import human, write_json, write_line
 from edge_mbm.errors import EdgeMbmError, InputError
 from edge_mbm.runtime.bundle import Bundle, load
+from edge_mbm.runtime.governor import GovernorOptions
 from edge_mbm.runtime.live import Live, open_live
+from edge_mbm.runtime.metrics import Metrics
 from edge_mbm.runtime.result import Result
 from edge_mbm.runtime.scoring import Scorer, read_truth
 from edge_mbm.runtime.session import SessionOptions
 from edge_mbm.runtime.sinks import JsonLines
 from edge_mbm.runtime.summary import RunSummary
 
-__all__ = ["run"]
+__all__ = ["Playing", "ResultOutput", "play", "run"]
 
 _STDOUT = Path("-")
 
 
 @dataclass(frozen=True)
-class _Output:
+class ResultOutput:
     """What is printed, and where.
 
     Args:
@@ -43,10 +60,38 @@ class _Output:
     as_json: bool
     quiet: bool
 
+    def __post_init__(self) -> None:
+        """Raise InputError where two things want stdout."""
+        if self.as_json and self.lines == _STDOUT:
+            raise InputError("--json and --output - both want stdout: write the results to a file")
+
     @property
     def to_stderr(self) -> bool:
         """Whether stdout belongs to a script."""
         return self.as_json or self.lines == _STDOUT
+
+
+@dataclass(frozen=True)
+class Playing:
+    """How a recording is played.
+
+    Args:
+        name: its address.
+        truth: the file with the right answers, if it is not the one beside the recording.
+        limit: results after which it stops.
+        out: see ``ResultOutput``.
+        realtime: see ``open_live``.
+        service: what tells the service manager how it goes, where there is one.
+        metrics: port to serve Prometheus metrics on, or None.
+    """
+
+    name: str
+    truth: Path | None
+    limit: int | None
+    out: ResultOutput
+    realtime: bool
+    service: Service | None = None
+    metrics: int | None = None
 
 
 @dataclass
@@ -61,100 +106,148 @@ class _Counts:
 def run(
     bundle: BundlePath,
     *,
-    source: Annotated[
-        Path,
-        typer.Option("--source", metavar="FILE", help="Video or audio file to play.", show_default=False),
-    ],
+    source: SourceAddress = None,
+    video: VideoAddress = None,
+    audio: AudioAddress = None,
     fast: Annotated[
         bool,
         typer.Option("--fast", help="As fast as possible instead of real time: drops nothing, repeats itself exactly."),
     ] = False,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Stop after so many results.", show_default=False)
-    ] = None,
+    limit: Limit = None,
     head: Heads = None,
     variant: VariantChoice = "auto",
     threads: Threads = 1,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE|-",
-            help="Write results as JSON lines, each before the next result; - is stdout, and people read stderr then.",
-            show_default=False,
-            rich_help_panel="Output",
-        ),
-    ] = None,
-    truth: Annotated[
-        Path | None,
-        typer.Option(
-            "--truth",
-            metavar="FILE",
-            help="What the right answers are. Without it, the source's NAME.truth.json is used if it is there.",
-            show_default=False,
-            rich_help_panel="Output",
-        ),
-    ] = None,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No line per result, only the summary.", rich_help_panel="Output")
-    ] = False,
+    output: ResultsPath = None,
+    truth: TruthPath = None,
+    quiet: Quiet = False,
     as_json: Json = False,
+    govern: Annotated[
+        bool,
+        typer.Option(
+            "--govern", help="Under sustained overload or heat, lower the rates of picture encoders, and say so."
+        ),
+    ] = False,
+    metrics: Annotated[
+        int | None,
+        typer.Option(
+            "--metrics",
+            metavar="PORT",
+            min=0,
+            max=65535,
+            help="Serve Prometheus metrics on loopback.",
+            show_default=False,
+        ),
+    ] = None,
+    service: Annotated[
+        bool,
+        typer.Option(
+            "--service",
+            help="Run under systemd (Type=notify): log lines only, SIGTERM ends it cleanly, and the watchdog is fed "
+            "by results.",
+        ),
+    ] = False,
 ) -> None:
-    """Stream a recording through a bundle at real time, and print each result as it comes.
+    """Stream cameras, microphones or a recording through a bundle, and print each result as it comes.
 
     At the end, and after Ctrl-C, a summary shows ages, where the time went, what was lost, and how often the answer
     was right where a truth file tells.
 
     Example: edge-mbm run model.mbm --source clip.mp4 --output results.jsonl
+
+    Example: edge-mbm run model.mbm --video v4l2:///dev/video0 --audio mic://default
     """
-    out = _Output(output, as_json, quiet)
-    if out.as_json and out.lines == _STDOUT:
-        raise InputError("--json and --output - both want stdout: write the results to a file")
-    counts = _Counts(_scorer(source, truth))
     options = SessionOptions(heads=tuple(head) if head else None, variant=variant, threads=threads)
-    with load(bundle) as opened, open_live(opened, source, options=options, realtime=not fast) as live:
+    if service and fast:
+        raise InputError("--service runs at real time, for as long as it is let: leave out --fast")
+    with ExitStack() as stack:
+        under = stack.enter_context(Service()) if service else None
+        out = ResultOutput(output, as_json, quiet or service)
+        playing = Playing(
+            addresses(source, video, audio),
+            truth,
+            limit,
+            out,
+            realtime=not fast,
+            service=under,
+            metrics=metrics,
+        )
+        opened = stack.enter_context(load(bundle))
+        governor = GovernorOptions() if govern else None
+        live = open_live(
+            opened, source, video=video, audio=audio, options=options, realtime=not fast, governor=governor
+        )
+        play(opened, live, playing)
+
+
+def play(bundle: Bundle, stream: Live, playing: Playing) -> None:
+    """Consume a stream, print each result, and report at the end or when it breaks off.
+
+    Args:
+        bundle: opened.
+        stream: not entered yet; it is closed.
+        playing: what is printed, and how much is played.
+
+    Raises:
+        InputError: the truth file is not one.
+        EdgeMbmError: what ``Live`` raises.
+    """
+    service = playing.service
+    with ExitStack() as closing:
+        closing.callback(stream.close)
+        counts = _Counts(_scorer(playing.name, playing.truth))
+        closing.pop_all()
+    with (
+        stream as live,
+        nullcontext() if service is None else service.watching(live),
+    ):
         try:
             with ExitStack() as stack:
-                takers = [*_takers(opened, live, out, counts, stack, realtime=not fast)]
-                counts.finished = _stream(live, takers, limit)
+                takers = [*_takers(bundle, live, playing, counts, stack)]
+                results = live if service is None else service.results(live)
+                counts.finished = _stream(results, takers, playing.limit) and not (service and service.ended)
         except (EdgeMbmError, KeyboardInterrupt):
             # What was seen until then is worth knowing, above all after weeks.
-            _report(live, source, out, counts, realtime=not fast)
+            _report(live, playing, counts)
             raise
-        _report(live, source, out, counts, realtime=not fast)
+        _report(live, playing, counts)
 
 
-def _scorer(source: Path, truth: Path | None) -> Scorer | None:
-    beside = source.with_suffix(".truth.json")
+def _scorer(source: str, truth: Path | None) -> Scorer | None:
+    beside = Path(source).with_suffix(".truth.json")
     if truth is None and not beside.is_file():
         return None
     return Scorer(read_truth(truth or beside))
 
 
 def _takers(
-    bundle: Bundle, live: Live, out: _Output, counts: _Counts, stack: ExitStack, *, realtime: bool
+    bundle: Bundle, live: Live, playing: Playing, counts: _Counts, stack: ExitStack
 ) -> list[Callable[[Result], None]]:
     """Whoever wants each result, in order: the file first, so that nothing that fails later keeps a line from it."""
     takers: list[Callable[[Result], None]] = []
+    out = playing.out
     if out.lines is not None:
         to = sys.stdout.buffer if out.lines == _STDOUT else out.lines
         takers.append(stack.enter_context(JsonLines(to, live.origin)).write)
     takers.append(counts.summary.add)
+    if playing.metrics is not None:
+        metrics = Metrics(live.session.manifest, live.status)
+        stack.callback(metrics.close)
+        metrics.serve(playing.metrics)
+        takers.append(metrics.add)
     if (scorer := counts.scorer) is not None:
         takers.append(lambda result: scorer.add(result, result.t_capture - live.origin))
     if not out.quiet:
         stream = sys.stderr if out.to_stderr else sys.stdout
         heads = [planned.name for planned in live.session.plan]
-        lines = ResultLine(bundle, heads, origin=live.origin, realtime=realtime)
+        lines = ResultLine(bundle, heads, origin=live.origin, realtime=playing.realtime)
         write_line(lines.header(), stream)
         takers.append(lambda result: write_line(lines.line(result), stream))
     return takers
 
 
-def _stream(live: Live, takers: list[Callable[[Result], None]], limit: int | None) -> bool:
+def _stream(results: Iterable[Result], takers: list[Callable[[Result], None]], limit: int | None) -> bool:
     """Hand out every result; returns whether the source came to its end."""
-    for count, result in enumerate(live, start=1):
+    for count, result in enumerate(results, start=1):
         for take in takers:
             take(result)
         if count == limit:
@@ -162,19 +255,21 @@ def _stream(live: Live, takers: list[Callable[[Result], None]], limit: int | Non
     return True
 
 
-def _report(live: Live, source: Path, out: _Output, counts: _Counts, *, realtime: bool) -> None:
+def _report(live: Live, playing: Playing, counts: _Counts) -> None:
     newest = counts.summary.newest
     until = None if counts.finished else -1 if newest is None else newest - live.origin
     report = RunReport(
         bundle=live.session.manifest.name,
-        source=str(source),
-        realtime=realtime,
+        source=playing.name,
+        realtime=playing.realtime,
         finished=counts.finished,
         summary=counts.summary.summary(),
         losses=live.session.stats(),
         scores=None if counts.scorer is None else counts.scorer.scores(until),
     )
-    if out.as_json:
+    if playing.out.as_json:
         write_json(report)
+    elif playing.service is not None:
+        log_report(report)
     else:
-        print_report(report, human(to_stderr=out.to_stderr))
+        print_report(report, human(to_stderr=playing.out.to_stderr))

@@ -55,8 +55,8 @@ def recordings_from(
         InputError: a time that is not above 0.
         MissingDependencyError: OpenCV for JPEG, or soxr where audio has another rate.
     """
-    if every_s <= 0 or not 0 < window_s <= 3600:
-        raise InputError("every_s is above 0, window_s is above 0 and at most 3600")
+    if not (0 < every_s <= 3600 and 0 < window_s <= 3600):
+        raise InputError("every_s and window_s are seconds above 0 and at most 3600")
     try:
         reader = RecordingReader(path, limits)
         try:
@@ -138,16 +138,16 @@ class _Sound:
 
     def window(self, end: int) -> NDArray[np.float32] | None:
         """The samples up to ``end``, or None if they are not all there."""
-        begin, oldest = end - self._window_ns, self._blocks[0]
-        if oldest.t > begin or oldest.rate is None:
+        oldest = self._blocks[0]
+        if oldest.rate is None:
             return None
         joined = np.concatenate([as_waveform(block.data) for block in self._blocks])
         length = math.ceil(oldest.rate * self._window_ns / _SECOND)
-        # A block's time may be a little off; the count of samples is not.
-        first = min(round((begin - oldest.t) * oldest.rate / _SECOND), len(joined) - length)
-        if first < 0:
+        # Counted from the newest block, whose time is nearest; others may be a little off, the count of samples is not.
+        last = len(joined) - round((self.end - end) * oldest.rate / _SECOND)
+        if last < length:
             return None
-        cut = joined[first : first + length]
+        cut = joined[last - length : last]
         return (cut if oldest.rate == self._rate else _resampled(cut, oldest.rate, self._rate))[: self._samples]
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from edge_mbm.errors import EdgeMbmError, InputError, SourceError
 from edge_mbm.runtime.clock import Clock
+from edge_mbm.runtime.log import warn
 from edge_mbm.runtime.session import Session
 from edge_mbm.runtime.source import Sample, Source
 from edge_mbm.runtime.status import SourceStatus
@@ -89,7 +89,7 @@ class Capture:
             if self._thread.is_alive():
                 self._thread.join(_JOIN_S)
             if self._thread.is_alive():
-                _log().error("the source did not stop within %.0f s; its thread is left behind", _JOIN_S)
+                warn(__name__, "the source did not stop within %.0f s; its thread is left behind", _JOIN_S)
 
     def _run(self) -> None:
         try:
@@ -100,7 +100,7 @@ class Capture:
                 self._push(sample)
         except BaseException as error:  # noqa: BLE001 - whatever a driver raises must reach the consumer, not die here
             self.failure = error
-            _log().warning("the source of %s failed: %r", list(self.source.modalities), error)
+            warn(__name__, "the source of %s failed: %r", list(self.source.modalities), error)
         finally:
             self._end()
 
@@ -108,6 +108,8 @@ class Capture:
         return self.source.timing.clock == "media"
 
     def _push(self, sample: Sample) -> None:
+        if sample.modality not in self._session.manifest.modalities:
+            return
         try:
             self._session.push(sample.modality, sample.data, self.origin + sample.t, rate=sample.rate)
         except InputError as error:
@@ -121,15 +123,13 @@ class Capture:
     def _refuse(self, sample: Sample, error: Any) -> None:
         self.refused += 1
         if self.refused.bit_count() == 1:  # the 1st, 2nd, 4th, 8th ...: a broken driver must not fill the disk
-            _log().warning("sample %d of '%s' was refused: %s", self.refused, sample.modality, error)
+            warn(__name__, "sample %d of '%s' was refused: %s", self.refused, sample.modality, error)
 
     def _end(self) -> None:
         if not self._stop.is_set():
+            # A recording may hold more than the bundle wants.
             for modality in self.source.modalities:
-                self._session.end(modality)
+                if modality in self._session.manifest.modalities:
+                    self._session.end(modality)
         self.ended, self._since = True, self._clock.now()
         self._on_push(None)
-
-
-def _log() -> logging.Logger:
-    return logging.getLogger(__name__)

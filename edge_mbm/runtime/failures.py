@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-
 from edge_mbm.errors import EngineError, InputError
+from edge_mbm.runtime.log import warn
 
 __all__ = ["Failures"]
 
@@ -30,7 +29,7 @@ class Failures:
         count = self._in_a_row[component] = self._in_a_row.get(component, 0) + 1
         if count > self._most:
             raise error
-        logging.getLogger(__name__).warning("'%s' failed, %d in a row: %s", component, count, error)
+        warn(__name__, "'%s' failed, %d in a row: %s", component, count, error)
 
     def clear(self, component: str) -> None:
         """It worked."""

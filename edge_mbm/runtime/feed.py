@@ -42,8 +42,8 @@ class Feed:
 
     @property
     def has_work(self) -> bool:
-        """Whether an item waits to be taken."""
-        return self._part.waits(_FOREVER)
+        """Whether an item waits to be taken, and will be."""
+        return self._part.waits(_FOREVER) and not self._is_let_by()
 
     def take(self) -> Work | None:
         """The next item, on its way until ``done``; None if there is none, or one is on its way, or it is held."""
@@ -61,7 +61,8 @@ class Feed:
     def passed(self, t: int) -> bool:
         """Whether the encoder has seen everything of time ``t`` or before that can come."""
         on_its_way = self._busy is not None and self._busy <= t
-        return self._has_come(t) and not self._part.waits(t) and not on_its_way
+        waits = self._part.waits(t) and not self._is_let_by()
+        return self._has_come(t) and not waits and not on_its_way
 
     def switch(self, *, on: bool) -> None:
         """Let the encoder rest, because no running head needs it, or work again from what comes next."""
@@ -82,9 +83,13 @@ class Feed:
         return self.stream.bound is not None and self.stream.bound >= t
 
     def _take_frame(self, slot: FrameSlot) -> Work | None:
-        if self._last is not None and self.min_interval_ns and slot.waits(self._last + self.min_interval_ns - 1):
-            return None
-        return slot.take()
+        return None if self._is_let_by() else slot.take()
+
+    def _is_let_by(self) -> bool:
+        """Whether the frame that waits came too soon after the last one: it is left to be replaced."""
+        if not self.min_interval_ns or self._last is None:
+            return False
+        return self._part.waits(self._last + self.min_interval_ns - 1)
 
     def _take_window(self) -> Work | None:
         assert isinstance(self._part, AudioRing)

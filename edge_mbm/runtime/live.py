@@ -18,6 +18,9 @@ from edge_mbm.runtime.clock import Clock, MonotonicClock
 from edge_mbm.runtime.engine import EngineLoader
 from edge_mbm.runtime.failures import Failures
 from edge_mbm.runtime.follower import Follower
+from edge_mbm.runtime.governor import Governor, GovernorOptions, levers
+from edge_mbm.runtime.heat import HeatReader
+from edge_mbm.runtime.log import warn
 from edge_mbm.runtime.result import Result
 from edge_mbm.runtime.session import Session, SessionOptions
 from edge_mbm.runtime.source import Source
@@ -48,6 +51,7 @@ def open_live(
     realtime: bool = True,
     clock: Clock | None = None,
     load_engine: EngineLoader | None = None,
+    governor: GovernorOptions | None = None,
 ) -> Live:
     """Load a bundle and stream sources through it; use it in a ``with``, and iterate over it.
 
@@ -63,6 +67,7 @@ def open_live(
             the same results.
         clock: monotonic time, for tests.
         load_engine: see ``Bundle.session``.
+        governor: see ``Live``.
 
     Raises:
         BundleError, InputError, EngineError, SourceError, MissingDependencyError: whatever cannot be opened.
@@ -77,7 +82,7 @@ def open_live(
         undo.callback(session.close)
         _check_feeds(session, sources, realtime=realtime)
         undo.pop_all()
-    return Live(session, sources, realtime=realtime, clock=clock)
+    return Live(session, sources, realtime=realtime, clock=clock, governor=governor)
 
 
 class Live:
@@ -98,6 +103,7 @@ class Live:
         realtime: see ``open_live``.
         clock: monotonic time.
         max_failures: of one component in a row.
+        governor: lowers the rates of less important encoders while there is too much to do, or it is too hot.
     """
 
     def __init__(
@@ -108,6 +114,7 @@ class Live:
         realtime: bool = True,
         clock: Clock | None = None,
         max_failures: int = 10,
+        governor: GovernorOptions | None = None,
     ) -> None:
         self.session = session
         self.sources = tuple(sources)
@@ -116,6 +123,9 @@ class Live:
         self._clock = clock or MonotonicClock()
         self._realtime = realtime
         self._failures = Failures(max_failures)
+        self._governor = Governor(levers(session), governor) if realtime and governor is not None else None
+        self._heat = HeatReader() if self._governor is not None else None
+        self._govern_at = 0
         self._changed = threading.Condition()
         self._news = False
         self._results: Iterator[Result] | None = None
@@ -185,6 +195,7 @@ class Live:
             encoders=encoders,
             heads=heads,
             losses=self.session.stats(),
+            notes=() if self._governor is None else self._governor.notes,
         )
 
     def explain(self) -> dict[str, str]:
@@ -246,6 +257,8 @@ class Live:
         """Every sample is encoded before the next is read, so nothing can be dropped."""
         streams = [source.samples() for source in self.sources]
         for sample in heapq.merge(*streams, key=lambda sample: sample.t + sample.duration):
+            if sample.modality not in self.session.manifest.modalities:
+                continue  # a recording may hold more than the bundle wants
             self.session.push(sample.modality, sample.data, sample.t, rate=sample.rate)
             yield from self._polled(self.session.poll)
         yield from self._polled(self.session.finish)
@@ -281,6 +294,7 @@ class Live:
         self._want(True)
         try:
             while not self._closed:
+                self._govern()
                 is_over = self.session.is_over()
                 if (result := self._collect()) is not None:
                     return result
@@ -309,6 +323,16 @@ class Live:
         if wanted:
             for worker in self._workers:
                 worker.wake()
+
+    def _govern(self) -> None:
+        """About once a second: do what the governor makes of the stream."""
+        now = self._clock.now()
+        if self._governor is None or self._heat is None or now < self._govern_at:
+            return
+        self._govern_at = now + _SECOND
+        for action in self._governor.update(self.status(), self._heat.read()):
+            self.session.hold_rate(action.encoder, action.min_interval_ns)
+            warn(__name__, "%s", action.note)
 
     def _wait(self) -> None:
         deadline = self.session.deadline()

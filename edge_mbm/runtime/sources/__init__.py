@@ -1,0 +1,29 @@
+"""Where samples come from: cameras, microphones, network streams, recordings, and what the program itself has."""
+
+from edge_mbm.runtime.sources.camera import CameraOptions, CameraSource
+from edge_mbm.runtime.sources.file import FileSource
+from edge_mbm.runtime.sources.isolate import IsolatedSource, isolated
+from edge_mbm.runtime.sources.microphone import MicrophoneOptions, MicrophoneSource
+from edge_mbm.runtime.sources.push import ArraySource, CallableSource, SensorSource, TextSource
+from edge_mbm.runtime.sources.stream import StreamOptions, StreamSource
+from edge_mbm.runtime.sources.supervise import Supervised, Supervision
+from edge_mbm.runtime.sources.uri import open_source
+
+__all__ = [
+    "ArraySource",
+    "CallableSource",
+    "CameraOptions",
+    "CameraSource",
+    "FileSource",
+    "IsolatedSource",
+    "MicrophoneOptions",
+    "MicrophoneSource",
+    "SensorSource",
+    "StreamOptions",
+    "StreamSource",
+    "Supervised",
+    "Supervision",
+    "TextSource",
+    "isolated",
+    "open_source",
+]

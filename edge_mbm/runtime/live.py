@@ -194,7 +194,7 @@ class Live:
             sources=tuple(capture.status() for capture in self._captures),
             encoders=encoders,
             heads=heads,
-            losses=self.session.stats(),
+            losses=self.session.stats() | {"sources.refused": sum(capture.refused for capture in self._captures)},
             notes=() if self._governor is None else self._governor.notes,
         )
 

@@ -9,9 +9,17 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["AudioRing"]
+__all__ = ["AudioRing", "correction"]
 
 _SECOND = 1_000_000_000
+_FOLLOW_PPM = 25_000
+"""A block's time moves the count's by at most 2.5 % of the block: fast enough for any clock, slow against jitter."""
+
+
+def correction(off: int, samples: int, rate: int) -> int:
+    """How much of ``off`` ns the time of a sample count moves for a block: so it drifts as the device's clock does."""
+    bound = samples * _SECOND * _FOLLOW_PPM // (rate * 1_000_000)
+    return min(max(off, -bound), bound)
 
 
 class AudioRing:
@@ -89,6 +97,9 @@ class AudioRing:
         if broken or self._anchor is None:
             self.clear()
             self._anchor = t
+        else:
+            # Never by more than half a hop: the next window ends after this one.
+            self._anchor += correction(t - (self.bound or 0), min(len(samples), 20 * self._hop), self._rate)
         overflow = self._end - self._begin + len(samples) - self.capacity
         if overflow > 0:
             self._drop_oldest(overflow)

@@ -9,7 +9,7 @@ import numpy as np
 
 from edge_mbm.errors import InputError, MissingDependencyError
 from edge_mbm.preprocess import as_waveform
-from edge_mbm.runtime.ring import AudioRing
+from edge_mbm.runtime.ring import AudioRing, correction
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -224,6 +224,8 @@ class Resampler:
         expected = self._anchor + self._taken * _SECOND // self.rate
         if self._taken == 0 or abs(t - expected) > MAX_SLIP_NS:
             self._begin(t)
+        else:
+            self._anchor += correction(t - expected, len(samples), self.rate)
         self._taken += len(samples)
         return self._emit(self._stream.resample_chunk(samples))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -41,3 +42,13 @@ def test_nothing_large_is_committed() -> None:
     """Weights and data sets are loaded from the packages that ship them, never committed."""
     large = [path for path in tracked() if (ROOT / path).is_file() and (ROOT / path).stat().st_size > 1_000_000]
     assert not large
+
+
+def test_the_fault_matrix_names_tests_that_exist() -> None:
+    """Each row of docs/faults.md is shown by a test of that name."""
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "faults.md").read_text()))
+    written = {
+        name for path in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    assert len(named) > 20
+    assert named <= written

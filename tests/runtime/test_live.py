@@ -274,6 +274,16 @@ def test_the_loss_of_one_source_is_not_the_loss_of_all() -> None:
             next(stream)
 
 
+def test_a_sample_that_the_session_refuses_costs_that_sample() -> None:
+    """NaN, a wrong shape, time that goes back: counted, and the stream goes on."""
+    source = GatedSource()
+    with live(source, heads=("event",)) as stream:
+        source.give(Sample("audio", np.array([np.nan], np.float32), 0, MS), Sample("image", np.zeros(3), 0))
+        source.give(block(0), frame(100 * MS), frame(90 * MS))
+        assert next(stream).t_capture - stream.origin == 100 * MS
+        assert until(lambda: stream.status().losses["sources.refused"] == 3)
+
+
 def test_two_sources_of_one_modality_are_refused() -> None:
     """Which of two cameras is meant?"""
     with pytest.raises(SourceError, match="two sources give 'image'"):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import importlib
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -155,9 +157,10 @@ class MicrophoneSource:
             stream, self._stream = self._stream, None
         if stream is not None:
             _open.discard(id(stream))
-            # Not stop(): that waits for what is still to come.
-            stream.abort(ignore_errors=True)
-            stream.close(ignore_errors=True)
+            with _without_exit_handler(self._sd):
+                # Not abort(): that cancels PortAudio's thread, sometimes while it holds the sound server's lock.
+                stream.stop(ignore_errors=True)
+                stream.close(ignore_errors=True)
 
     def losses(self) -> dict[str, int]:
         """Counts by "modality.cause": ``dropped_blocks`` here, ``driver_overflows`` there, all ``lost_samples``."""
@@ -221,6 +224,17 @@ class MicrophoneSource:
             return "There is no microphone: plug one in, and see that a sound server or ALSA knows it ('arecord -l')"
         near = difflib.get_close_matches(str(device), names, 1, 0.5)
         return f"Did you mean '{near[0]}'?" if near else f"There are: {', '.join(names)}"
+
+
+@contextmanager
+def _without_exit_handler(sounddevice: Any) -> Iterator[None]:
+    """Takes back sounddevice's handler at exit, which waits for ever for a stream that does not stop, until it does."""
+    handler = getattr(sounddevice, "_exit_handler", None)
+    if handler is not None:
+        atexit.unregister(handler)
+    yield
+    if handler is not None:
+        atexit.register(handler)
 
 
 def _import_sounddevice() -> Any:

@@ -39,8 +39,8 @@ class Stream:
         if self.error is not None:
             raise self.error
 
-    def abort(self, ignore_errors: bool) -> None:
-        self.calls.append("abort")
+    def stop(self, ignore_errors: bool) -> None:
+        self.calls.append("stop")
 
     def close(self, ignore_errors: bool) -> None:
         self.calls.append("close")
@@ -154,7 +154,7 @@ def test_an_unplugged_microphone_is_an_error_after_what_it_gave() -> None:
 
 
 def test_closing_ends_the_samples_and_frees_the_stream_once() -> None:
-    """Without waiting for what is still to come."""
+    """Without cancelling PortAudio's thread, which may hold the sound server's lock."""
     source, portaudio = microphone()
     portaudio.hear(0.1)
     samples = iter(source.samples())
@@ -162,7 +162,7 @@ def test_closing_ends_the_samples_and_frees_the_stream_once() -> None:
     source.close()
     source.close()
     assert list(samples) == []
-    assert portaudio.streams[0].calls == ["start", "abort", "close"]
+    assert portaudio.streams[0].calls == ["start", "stop", "close"]
     portaudio.hear(0.2)  # a last callback that was on its way
     assert list(source.samples()) == []
 

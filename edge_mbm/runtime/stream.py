@@ -212,7 +212,8 @@ class Resampler:
             raise MissingDependencyError("soxr", f"resampling from {rate} to {target} Hz", remedy) from None
         self.rate = rate
         self._target = target
-        self._new: Any = lambda: soxr.ResampleStream(rate, target, 1, dtype="float32")
+        # Low quality is 16 bits with a wider roll-off, and half the delay: 11 ms instead of 20 from 48 to 16 kHz.
+        self._new: Any = lambda: soxr.ResampleStream(rate, target, 1, dtype="float32", quality="LQ")
         self._begin(0)
 
     def __call__(self, samples: NDArray[np.float32], t: int) -> tuple[NDArray[np.float32], int]:

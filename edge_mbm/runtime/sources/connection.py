@@ -40,6 +40,7 @@ class Connection:
         self._reading = threading.Event()
         self._done = threading.Event()
         self._retired = False
+        self._closer: threading.Thread | None = None
         self._thread = threading.Thread(target=self._run, name=f"edge-mbm-source-{next(_numbers)}", daemon=True)
         self._thread.start()
 
@@ -75,7 +76,8 @@ class Connection:
         self._reading.set()
         if first and self.source is not None and not self.done:
             # From another thread, because this is what wakes a source that waits, and because it may get stuck itself.
-            threading.Thread(target=self._close, name=f"{self.thread_name}-close", daemon=True).start()
+            self._closer = threading.Thread(target=self._close, name=f"{self.thread_name}-close", daemon=True)
+            self._closer.start()
         return self._done.wait(timeout_s)
 
     def _run(self) -> None:
@@ -91,6 +93,7 @@ class Connection:
             self.opened.set()
             self.handoff.end()
             self._close()
+            self._await_closer()
             self._done.set()
 
     def _read(self, source: Source) -> None:
@@ -101,6 +104,11 @@ class Connection:
         for sample in source.samples():
             if not self.handoff.put(sample, self._clock.now()):
                 return
+
+    def _await_closer(self) -> None:
+        """Closing twice is quick the second time, though the first is still at it."""
+        if self._closer is not None and self._closer.ident is not None:
+            self._closer.join()
 
     def _close(self) -> None:
         if self.source is None:

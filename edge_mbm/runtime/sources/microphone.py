@@ -153,9 +153,10 @@ class MicrophoneSource:
         """See ``Source.close``."""
         self._closed = True
         self._handoff.close()
-        with self._closing:
+        with self._closing:  # to the end: whoever closes it second may end the process next
             stream, self._stream = self._stream, None
-        if stream is not None:
+            if stream is None:
+                return
             _open.discard(id(stream))
             with _without_exit_handler(self._sd):
                 # Not abort(): that cancels PortAudio's thread, sometimes while it holds the sound server's lock.

@@ -324,6 +324,32 @@ def test_closing_has_a_deadline(caplog: pytest.LogCaptureFixture) -> None:
     freed.set()
 
 
+def test_closing_is_waited_for_to_its_end() -> None:
+    """A second close is quick, while the first is still at work: the device counts as closed after both."""
+    closed: list[str] = []
+    turn = threading.Lock()
+
+    class Slow(ScriptedSource):
+        def close(self) -> None:
+            if turn.acquire(blocking=False):
+                super().close()
+                freed.set()
+                assert read.wait(30)
+                closed.append("to the end")
+
+        def samples(self) -> Iterator[Sample]:
+            yield frame(1)
+            assert freed.wait(30)
+            read.set()
+
+    freed, read = threading.Event(), threading.Event()
+    source = supervised(Factory(Slow([], modalities=("image",), timing=LIVE)), options=Supervision(close_timeout_s=30))
+    samples = source.samples()
+    next(samples)
+    source.close()
+    assert closed == ["to the end"]
+
+
 def test_a_device_that_fails_to_close_is_opened_again() -> None:
     """The failure is logged, and no reason to stop."""
 

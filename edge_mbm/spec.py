@@ -522,7 +522,7 @@ def decode_manifest(data: bytes) -> Manifest:
         ManifestError: not JSON, wrong types (with the path to the value), or a rule of ``Manifest.check`` broken.
     """
     try:
-        header = msgspec.json.decode(data, type=_Header)
+        header = _HEADER.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ManifestError(f"manifest.json is not an edge-mbm manifest: {error}") from error
     major = FORMAT_VERSION.partition(".")[0]
@@ -532,7 +532,7 @@ def decode_manifest(data: bytes) -> Manifest:
             "Install an edge-mbm that knows it, or export the bundle again."
         )
     try:
-        manifest = msgspec.json.decode(data, type=Manifest)
+        manifest = _MANIFEST.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ManifestError(f"manifest.json: {error}") from error
     manifest.check()
@@ -566,6 +566,11 @@ def safe_path(path: str) -> bool:
 class _Header(Struct):
     format: Literal["edge-mbm"]
     format_version: Annotated[str, Meta(pattern=r"^[0-9]{1,4}\.[0-9]{1,4}$(?!\n)")]
+
+
+# Made once, here: msgspec's first look at a type is not safe from two threads at a time.
+_HEADER = msgspec.json.Decoder(_Header)
+_MANIFEST = msgspec.json.Decoder(Manifest)
 
 
 # --- rules -----------------------------------------------------------------------------------------------------------

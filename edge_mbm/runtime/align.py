@@ -64,10 +64,12 @@ class Aligner:
     def clear(self) -> None:
         """Forget the waiting pivots; the counters stay."""
         self._pending: deque[_Pivot] = deque()
+        self._is_overtaken = False
         self._dropped_reported = self._dropped_total()
 
     def add(self, t: int) -> None:
         """A pivot sample has been encoded."""
+        self._is_overtaken = True
         if len(self._pending) >= self._max_pending:
             self._pending.popleft()
             self.overflowed += 1
@@ -92,13 +94,22 @@ class Aligner:
             return Match(pivot.t, inputs, missing, max(times) - min(times), wait, self._take_dropped())
         return None
 
+    def mark(self) -> None:
+        """The consumer leaves: what comes from now on overtakes what is left."""
+        self._is_overtaken = False
+
     def keep_newest(self, now: int) -> None:
-        """If a newer pivot has come while nobody asked: of the settled ones, drop all but the newest."""
-        if not self.pivot_feed.has_work:
+        """If a newer pivot has come since ``mark``: of the settled ones, drop all but the newest."""
+        if not self._is_overtaken and not self.pivot_feed.has_work:
             return
         while len(self._pending) > 1 and self._is_settled(self._pending[1].t, now):
             self._pending.popleft()
             self.overtaken += 1
+
+    @property
+    def has_settled(self) -> bool:
+        """Whether a pivot waits for nothing but to be taken."""
+        return bool(self._pending) and not self.lacking(self._pending[0].t)
 
     def is_over(self) -> bool:
         """Whether no pivot waits, and none can come."""
@@ -133,7 +144,8 @@ class Aligner:
         return encoded if encoded is not None and t - encoded.t <= tolerance else None
 
     def _dropped_total(self) -> int:
-        return self.pivot_feed.dropped + self.overflowed + self.overtaken + self.skipped + self.failed
+        unencoded = self.pivot_feed.dropped + self.pivot_node.failed
+        return unencoded + self.overflowed + self.overtaken + self.skipped + self.failed
 
     def _take_dropped(self) -> int:
         total = self._dropped_total()

@@ -5,9 +5,10 @@ from __future__ import annotations
 from edge_mbm.runtime.ring import AudioRing
 from edge_mbm.runtime.stream import AudioStream, FrameSlot, FrameStream, Work
 
-__all__ = ["Feed"]
+__all__ = ["FOREVER", "Feed"]
 
-_FOREVER = 1 << 62
+FOREVER = 1 << 62
+"""Later than any time, ns."""
 
 
 class Feed:
@@ -22,8 +23,8 @@ class Feed:
     def __init__(self, encoder: str, stream: FrameStream | AudioStream, part: FrameSlot | AudioRing) -> None:
         self.encoder = encoder
         self.stream = stream
-        self.is_held = False
-        """While it is, nothing is taken: newer frames replace older ones."""
+        self.held_until: int | None = None
+        """Before this time, ns, nothing is taken: newer frames replace older ones. None: anything at once."""
         self.min_interval_ns = 0
         """Frames closer than this to the one taken before are left to be replaced."""
         self._part = part
@@ -43,15 +44,17 @@ class Feed:
     @property
     def has_work(self) -> bool:
         """Whether an item waits to be taken, and will be."""
-        return self._part.waits(_FOREVER) and not self._is_let_by()
+        return self._part.waits(FOREVER) and not self._is_let_by()
 
-    def take(self) -> Work | None:
+    def take(self, now: int | None = None) -> Work | None:
         """The next item, on its way until ``done``; None if there is none, or one is on its way, or it is held."""
-        if self._busy is not None or self.is_held:
+        if self._busy is not None or self._is_held(now):
             return None
         work = self._take_window() if isinstance(self._part, AudioRing) else self._take_frame(self._part)
         if work is not None:
             self._busy = self._last = work.t
+            if self.held_until is not None:
+                self.held_until = FOREVER  # one item ahead of whoever comes back for it
         return work
 
     def done(self) -> None:
@@ -74,6 +77,9 @@ class Feed:
         """Forget what waits; what is on its way is done."""
         self._busy = self._last = None
         self._part.clear()
+
+    def _is_held(self, now: int | None) -> bool:
+        return self.held_until is not None and (now is None or now < self.held_until)
 
     def _has_come(self, t: int) -> bool:
         if self.stream.ended:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -89,9 +89,10 @@ class Live:
     """Results of a session as its sources feed it.
 
     In real time each source has a thread, and so has each encoder; heads run in the thread that iterates. Encoders
-    whose output is a head's pivot work only while a result is waited for, so nothing piles up behind a slow consumer:
-    while it is busy, newer frames replace older ones (counted in ``Result.dropped``) and audio waits in a buffer of
-    ``SessionOptions.audio_buffer_s``; what was ready and has been overtaken by then is dropped and counted too.
+    whose output is a head's pivot work while a result is waited for, and once just before one is expected to be again,
+    so nothing piles up behind a slow consumer: while it is busy, newer frames replace older ones (counted in
+    ``Result.dropped``) and audio waits in a buffer of ``SessionOptions.audio_buffer_s``; what was ready and has been
+    overtaken by then is dropped and counted too.
 
     A source that fails or ends holds up none of the others: heads go on without its modalities, if they can. An engine
     that fails costs one result; more than ``max_failures`` in a row end the stream. The first failure reaches the
@@ -131,6 +132,9 @@ class Live:
         self._results: Iterator[Result] | None = None
         self._follower: Follower | None = None
         self._closed = False
+        self._left: int | None = None
+        self._absences: tuple[int | None, int | None] = (None, None)
+        """How long the consumer was away the last two times, ns."""
         self._captures = [Capture(session, source, self._clock, self._pushed) for source in sources] if realtime else []
         self._workers = [self._make_worker(name) for name in session.encoders] if realtime else []
 
@@ -247,6 +251,7 @@ class Live:
         return Worker(
             self.session,
             encoder,
+            self._clock,
             on_encoded=self._notify,
             failures=self._failures,
         )
@@ -290,8 +295,10 @@ class Live:
 
     def _next(self) -> Result | None:
         """Wait for a result; None when no more can come."""
-        self.session.keep_newest(self._clock.now())
-        self._want(True)
+        now = self._clock.now()
+        self._absences = (self._absences[1], None if self._left is None else now - self._left)
+        self.session.keep_newest(now)
+        self._wake(self.session.want_results())
         try:
             while not self._closed:
                 self._govern()
@@ -303,7 +310,7 @@ class Live:
                 self._wait()
             return None
         finally:
-            self._want(False)
+            self._leave()
 
     def _collect(self) -> Result | None:
         for worker in self._workers:
@@ -318,10 +325,16 @@ class Live:
             self._failures.clear("a head")
         return result
 
-    def _want(self, wanted: bool) -> None:
-        self.session.hold_pivots(not wanted)
-        if wanted:
-            for worker in self._workers:
+    def _leave(self) -> None:
+        """The consumer is expected back no sooner than it was of late."""
+        self._left = self._clock.now()
+        first, second = self._absences
+        self.session.leave_results(None if first is None or second is None else self._left + min(first, second))
+        self._wake(self.session.encoders)
+
+    def _wake(self, encoders: Collection[str]) -> None:
+        for worker in self._workers:
+            if worker.encoder in encoders:
                 worker.wake()
 
     def _govern(self) -> None:
@@ -346,7 +359,8 @@ class Live:
         for worker in self._workers:
             if modality is None or self.session.reads(worker.encoder, modality):
                 worker.wake()
-        self._notify()
+        if modality is None or self.session.is_settling:
+            self._notify()
 
     def _notify(self) -> None:
         with self._changed:

@@ -19,7 +19,7 @@ from edge_mbm.preprocess import as_array, as_frame, as_waveform
 from edge_mbm.runtime.align import Aligner, Match
 from edge_mbm.runtime.component import ComponentRunner, EncoderNode
 from edge_mbm.runtime.engine import Engine, EngineLoader, OnnxRuntimeEngine
-from edge_mbm.runtime.feed import Feed
+from edge_mbm.runtime.feed import FOREVER, Feed
 from edge_mbm.runtime.head import HeadNode
 from edge_mbm.runtime.plan import Planned, plan
 from edge_mbm.runtime.result import Result
@@ -180,17 +180,47 @@ class Session:
         """Encoders that read a modality, for ``encode_next``."""
         return tuple(self._feeds)
 
-    def hold_pivots(self, held: bool) -> None:
-        """While nobody waits for a result, leave what would become one to be replaced by what is newer.
+    def want_results(self) -> list[str]:
+        """Somebody waits for a result: encoders of pivots take whatever comes.
 
-        Encoders that only support a head go on; those that its pivot comes from take nothing.
+        Returns:
+            Encoders that have something to do.
         """
         with self._lock:
             for head in self._heads:
-                head.aligner.pivot_feed.is_held = held
+                head.aligner.pivot_feed.held_until = None
+            return [name for name, feed in self._feeds.items() if feed.has_work]
 
-    def encode_next(self, encoder: str) -> bool:
+    def leave_results(self, back: int | None) -> None:
+        """Nobody waits: leave what would become a pivot to be replaced by what is newer, until shortly before ``back``.
+
+        Encoders that only support a head go on. One item is encoded ahead, so that it is ready and new at ``back``.
+
+        Args:
+            back: when somebody is expected to wait again, ns on the clock of ``push``; None for unknown.
+        """
+        with self._lock:
+            for head in self._heads:
+                head.aligner.mark()
+                took = head.aligner.pivot_node.last_ns or 0
+                head.aligner.pivot_feed.held_until = FOREVER if back is None else back - took
+
+    def resumes(self, encoder: str) -> int | None:
+        """When a held encoder takes the next item, ns; None if it is not held, or until it is wanted."""
+        held_until = self._feeds[encoder].held_until
+        return None if held_until is None or held_until >= FOREVER else held_until
+
+    @property
+    def is_settling(self) -> bool:
+        """Whether a pivot waits for other modalities, so that any push may settle it."""
+        return any(head.aligner.waiting is not None for head in self._heads)
+
+    def encode_next(self, encoder: str, now: int | None = None) -> bool:
         """Run an encoder on the next item that waits for it, and the encoders that feed on it.
+
+        Args:
+            encoder: one of ``encoders``.
+            now: the time, ns, for ``leave_results``.
 
         Returns:
             Whether there was one.
@@ -200,7 +230,7 @@ class Session:
         """
         feed, node = self._feeds[encoder], self._nodes[encoder]
         with self._lock:
-            work = feed.take()
+            work = feed.take(now)
             starts_anew, node.starts_anew = node.starts_anew, False
         if work is None:
             node.starts_anew |= starts_anew
@@ -213,6 +243,8 @@ class Session:
         finally:
             with self._lock:
                 feed.done()
+                if now is not None and any(h.aligner.has_settled for h in self._heads if h.aligner.pivot_feed is feed):
+                    feed.held_until = FOREVER  # the consumer has it before anything newer is begun
         return True
 
     def collect_one(self, now: int | None = None) -> Result | None:

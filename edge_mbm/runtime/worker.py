@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 
 from edge_mbm.errors import EngineError
+from edge_mbm.runtime.clock import Clock
 from edge_mbm.runtime.failures import Failures
 from edge_mbm.runtime.session import Session
 
@@ -14,6 +15,7 @@ __all__ = ["Worker"]
 _JOIN_S = 10.0
 # Waiting is cut into pieces, so that a governor's pause ends without a push.
 _WAIT_S = 0.1
+_LEAST_S = 0.0005
 
 
 class Worker:
@@ -22,6 +24,7 @@ class Worker:
     Args:
         session: whose encoder.
         encoder: its name.
+        clock: tells when one that rests goes on.
         on_encoded: called after each item, however it went.
         failures: told how it went; what it raises ends the worker.
     """
@@ -30,6 +33,7 @@ class Worker:
         self,
         session: Session,
         encoder: str,
+        clock: Clock,
         *,
         on_encoded: Callable[[], None],
         failures: Failures,
@@ -37,6 +41,7 @@ class Worker:
         self.encoder = encoder
         self.failure: BaseException | None = None
         self._session = session
+        self._clock = clock
         self._on_encoded = on_encoded
         self._failures = failures
         self._wake = threading.Event()
@@ -61,7 +66,7 @@ class Worker:
     def _run(self) -> None:
         try:
             while not self._stop:
-                self._wake.wait(_WAIT_S)
+                self._wake.wait(self._patience())
                 self._wake.clear()
                 while not self._stop and self._encode():
                     self._on_encoded()
@@ -69,9 +74,13 @@ class Worker:
             self.failure = error
             self._on_encoded()
 
+    def _patience(self) -> float:
+        resumes = self._session.resumes(self.encoder)
+        return _WAIT_S if resumes is None else min(_WAIT_S, max(_LEAST_S, (resumes - self._clock.now()) / 1e9))
+
     def _encode(self) -> bool:
         try:
-            found = self._session.encode_next(self.encoder)
+            found = self._session.encode_next(self.encoder, self._clock.now())
         except EngineError as error:
             self._failures.count(self.encoder, error)
             return True

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from edge_mbm.cli.options import Json
 from edge_mbm.cli.terminal import clean, figure, human, make_table, size, write_json
+from edge_mbm.errors import ExportError
 from edge_mbm.spec import Component, Manifest, Variant
 
 if TYPE_CHECKING:
@@ -47,8 +48,16 @@ def export(
     """
     from edge_mbm.export import export_bundle  # noqa: PLC0415 - needs torch, which a device does not have
 
-    with _Bars(human(to_stderr=True)) as bars:
-        manifest = export_bundle(recipe, output, bars)
+    console = human(to_stderr=True)
+    try:
+        with _Bars(console) as bars:
+            manifest = export_bundle(recipe, output, bars)
+    except ExportError as error:
+        # Its first line is the error's; the rest, what was tried and how it went, is a list to be read as one.
+        first, *rest = str(error).splitlines()
+        for line in rest:
+            console.print(clean(line), soft_wrap=True)
+        raise type(error)(first) from error
     if as_json:
         write_json({"bundle": str(output), "manifest": manifest})
     else:

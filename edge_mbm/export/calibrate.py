@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
 import msgspec
 
 from edge_mbm.calibration import Collector, DataDigest, RangeCache, TensorRanges, range_key
+from edge_mbm.errors import CalibrationError
 from edge_mbm.export.cache import cache_folder
 from edge_mbm.export.chain import Chain, Runner
 from edge_mbm.export.draft import Calibrated, Draft, given
 from edge_mbm.export.graph import fold
 from edge_mbm.export.progress import Progress
-from edge_mbm.export.recordings import recordings
+from edge_mbm.export.recordings import same_recordings
 from edge_mbm.spec import CalibrationRecord
 
 __all__ = ["calibrate"]
@@ -24,26 +26,24 @@ def calibrate(draft: Draft, progress: Progress) -> Draft:
     """Fold each graph, and see which values its tensors take on the calibration recordings."""
     graphs = given(draft.fp32)
     folded = {name: fold(graph, name) for name, graph in graphs.items()}
-    split, digest = draft.loaded.data.calibration, DataDigest()
+    split, digest = draft.loaded.data.calibration, given(draft.data).calibration
     cache = RangeCache(cache_folder() / "ranges")
     progress.stage("calibrate on recordings", split.samples)
-    # Read first, run later: the digest of the data is part of what ranges are found again by.
-    for _ in recordings(draft.loaded, split, digest):
-        pass
     keys = {name: _key(draft, folded, name, digest) for name in folded}
     known = {name: cache.load(key) for name, key in keys.items()}
     ranges = {name: found for name, found in known.items() if found is not None}
     if len(ranges) < len(folded):
         ranges = _observe(draft, folded, progress)
-        for name, found in ranges.items():
-            cache.store(keys[name], found)
+        with suppress(OSError):  # where nothing can be written nothing is kept
+            for name, found in ranges.items():
+                cache.store(keys[name], found)
     record = CalibrationRecord(
         samples=digest.samples,
         data_sha256=digest.hexdigest(),
         method=msgspec.json.encode(draft.loaded.recipe.method).decode(),
         description=draft.loaded.data.description,
     )
-    return replace(draft, calibrated=Calibrated(folded, ranges, record, digest.entries))
+    return replace(draft, calibrated=Calibrated(folded, ranges, record))
 
 
 def _key(draft: Draft, folded: Mapping[str, bytes], name: str, digest: DataDigest) -> str:
@@ -55,11 +55,17 @@ def _key(draft: Draft, folded: Mapping[str, bytes], name: str, digest: DataDiges
 
 
 def _observe(draft: Draft, folded: Mapping[str, bytes], progress: Progress) -> dict[str, TensorRanges]:
-    chain = Chain(given(draft.components))
+    chain, entries = Chain(given(draft.components)), given(draft.data).calibration.entries
     collectors = {name: Collector(graph, name) for name, graph in folded.items()}
-    for recording in recordings(draft.loaded, draft.loaded.data.calibration):
+    for recording in same_recordings(draft.loaded, draft.loaded.data.calibration, entries):
         where = f"recording {recording.id}"
         runners: dict[str, Runner] = {n: partial(collector.run, where=where) for n, collector in collectors.items()}
         chain.run(recording, runners)
         progress.step(recording.id)
+    unseen = [name for name, collector in collectors.items() if not collector.ranges.histograms]
+    if unseen:
+        raise CalibrationError(
+            f"none of the recordings of the split '{draft.loaded.data.calibration.split}' has the modalities that "
+            f"{unseen} need: nothing is known of their values"
+        )
     return {name: collector.ranges for name, collector in collectors.items()}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
@@ -17,7 +18,7 @@ from edge_mbm.spec import Encoder, Head
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Arrays", "Call", "Chain", "GraphRunner", "Runner"]
+__all__ = ["Arrays", "Call", "Chain", "GraphRunner", "Runner", "downstream"]
 
 Arrays: TypeAlias = dict[str, "NDArray[Any]"]
 Call: TypeAlias = Callable[[str, Arrays], None]
@@ -93,18 +94,19 @@ class Chain:
         if isinstance(component, Head):
             yield from self._head_call(name, component, recording, outputs)
             return
-        for items in self._items(component, recording, outputs):
-            try:
-                yield {
+        for items in self._items(name, component, recording, outputs):
+            with _fits(name, recording):
+                prepared = {
                     key: self._prepare[name, key](items[value.source])
                     if "." not in value.source
                     else items[value.source]
                     for key, value in component.inputs.items()
                 }
-            except EdgeMbmError as error:
-                raise CalibrationError(f"recording '{recording.id}' does not fit '{name}': {error}") from error
+            yield prepared
 
-    def _items(self, component: Encoder, recording: Recording, outputs: Arrays) -> Iterator[Mapping[str, Any]]:
+    def _items(
+        self, name: str, component: Encoder, recording: Recording, outputs: Arrays
+    ) -> Iterator[Mapping[str, Any]]:
         """What an encoder reads, or nothing if the recording lacks it; once for every window."""
         known: dict[str, Any] = {**recording.inputs, **outputs}
         if any(value.source not in known for value in component.inputs.values()):
@@ -113,7 +115,8 @@ class Chain:
             yield known
             return
         [value] = component.inputs.values()
-        samples = as_waveform(known[value.source])
+        with _fits(name, recording):
+            samples = as_waveform(known[value.source])
         length, hop = component.window.length, component.window.hop
         if len(samples) < length:
             raise CalibrationError(f"recording '{recording.id}' has {len(samples)} samples, a window takes {length}")
@@ -139,6 +142,24 @@ class Chain:
             upstream, dot, _ = value.source.partition(".")
             found += self._modalities(upstream) if dot else [value.source]
         return list(dict.fromkeys(found))
+
+
+def downstream(components: Mapping[str, Skeleton], roots: Collection[str]) -> list[str]:
+    """The roots and all that they feed, in running order."""
+    found: list[str] = []
+    for name, component in components.items():
+        sources = {value.source.partition(".")[0] for value in component.inputs.values()}
+        if name in roots or sources & set(found):
+            found.append(name)
+    return found
+
+
+@contextmanager
+def _fits(name: str, recording: Recording) -> Iterator[None]:
+    try:
+        yield
+    except EdgeMbmError as error:
+        raise CalibrationError(f"recording '{recording.id}' does not fit '{name}': {error}") from error
 
 
 class GraphRunner:

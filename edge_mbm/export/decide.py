@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from edge_mbm.errors import BudgetError
-from edge_mbm.export.draft import Draft, Tried, given
+from edge_mbm.export.chain import downstream
+from edge_mbm.export.draft import Draft, Fused, Tried, given
 from edge_mbm.export.measure import fused_figures, outputs
 from edge_mbm.export.progress import Progress
 from edge_mbm.export.recipe import Budget
@@ -41,10 +42,12 @@ def decide(draft: Draft, progress: Progress) -> Draft:
 
 def chosen_variants(draft: Draft) -> dict[str, str]:
     """What a machine of this kind runs of each component: the fastest kept variant of those that run here."""
-    speeds = given(draft.speeds)
-    kept = [key for key, decision in given(draft.decisions).items() if decision.kept and key in speeds]
-    # Slowest first, so that the fastest of a component is what stays.
-    return dict(sorted(kept, key=lambda key: speeds[key].speedup))
+    speeds, chosen = given(draft.speeds), dict[str, str]()
+    for (name, variant), decision in given(draft.decisions).items():
+        best = speeds[name, chosen[name]].speedup if name in chosen else -1.0
+        if decision.kept and (name, variant) in speeds and speeds[name, variant].speedup > best:
+            chosen[name] = variant
+    return chosen
 
 
 def _together(draft: Draft) -> Draft:
@@ -53,17 +56,27 @@ def _together(draft: Draft) -> Draft:
     while True:
         quantized = {name: variant for name, variant in chosen_variants(draft).items() if variant != "fp32"}
         fused = fused_figures(draft, quantized, original)
-        broken = [
-            f"{f.head}: {fault}"
-            for f in fused
-            for fault in within(draft.loaded.recipe.budget_of(f.head), f.error, f.original)
-        ]
-        if not broken or not quantized:
+        broken = _broken(draft, fused, quantized)
+        if broken is None:
             return replace(draft, fused=fused)
-        errors = given(draft.errors)
-        worst = min(quantized.items(), key=lambda key: (errors[key].agreement or 0.0, errors[key].cosine))
-        reason = f"within budget alone, but together with the others {broken[0]}"
+        worst, fault = broken
+        reason = f"within budget alone, but together with the others {fault}"
         draft = replace(draft, decisions={**given(draft.decisions), worst: Decision(kept=False, reason=reason)})
+
+
+def _broken(draft: Draft, fused: Sequence[Fused], quantized: Mapping[str, str]) -> tuple[Tried, str] | None:
+    """The costliest of the variants that feed a head whose budget is broken, and how it is."""
+    errors = given(draft.errors)
+    for figures in fused:
+        faults = list(within(draft.loaded.recipe.budget_of(figures.head), figures.error, figures.original))
+        feeding = [(n, v) for n, v in quantized.items() if figures.head in downstream(given(draft.components), [n])]
+        if faults and feeding:
+            return min(feeding, key=lambda key: _closeness(errors[key])), f"{figures.head}: {faults[0]}"
+    return None
+
+
+def _closeness(error: ErrorFigures) -> tuple[float, float]:
+    return 1.0 if error.agreement is None else error.agreement, error.cosine
 
 
 def _check_required(draft: Draft) -> None:
@@ -74,7 +87,7 @@ def _check_required(draft: Draft) -> None:
     for head, least in require.accuracy.items():
         found = accuracies[head]
         if found is None or found < least:
-            shown = "unknown: the recordings have no labels" if found is None else f"{found:.3f}"
+            shown = "unknown: not every held-out recording has a label" if found is None else f"{found:.3f}"
             broken.append(f"accuracy of '{head}' is {shown}, [require] asks for {least:.3f}")
     for name, variants in require.keep.items():
         broken += [
@@ -115,7 +128,7 @@ def judge(budget: Budget, error: ErrorFigures, original: ErrorFigures, speed: Sp
 
 def within(budget: Budget, error: ErrorFigures, original: ErrorFigures) -> Iterator[str]:
     """Each part of the accuracy budget that is broken, in words."""
-    if error.cosine < budget.min_cosine:
+    if not error.cosine >= budget.min_cosine:
         yield f"cosine {error.cosine:.4f}, budget {budget.min_cosine:.4f}"
     if error.agreement is not None and error.agreement < budget.min_agreement:
         yield f"agreement {error.agreement:.3f}, budget {budget.min_agreement:.3f}"

@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
 
-from edge_mbm.calibration import TensorRanges
+from edge_mbm.calibration import DataDigest, TensorRanges
 from edge_mbm.export.chain import Arrays
 from edge_mbm.export.origin import Origin
 from edge_mbm.export.recipe import LoadedRecipe
+from edge_mbm.export.recordings import Recording
 from edge_mbm.export.skeleton import Skeleton
 from edge_mbm.spec import CalibrationRecord, Decision, ErrorFigures, SpeedFigures
 
-__all__ = ["Calibrated", "Draft", "Fused", "Reference", "Tried", "given"]
+__all__ = ["Calibrated", "Data", "Draft", "Fused", "Reference", "Tried", "given"]
 
 T = TypeVar("T")
 Tried: TypeAlias = tuple[str, str]
@@ -21,15 +22,25 @@ Tried: TypeAlias = tuple[str, str]
 
 
 @dataclass(frozen=True)
+class Data:
+    """Which recordings there are: whoever reads them again holds them against these."""
+
+    calibration: DataDigest
+    heldout: DataDigest
+
+
+@dataclass(frozen=True)
 class Reference:
     """What the framework makes of the held-out recordings, and what its components were given on the way."""
 
     outputs: Sequence[Arrays]
-    """Per recording, "component.output" -> array."""
+    """Per recording, "component.output" -> array; without those whose modalities it lacks."""
     truth: Sequence[int]
     """Labels; empty if not every recording has one."""
     inputs: Mapping[str, Sequence[Arrays]]
     """Per component, the last call's inputs on a few recordings: real data for parity and timing."""
+    golden: Sequence[tuple[Recording, Arrays]]
+    """The recordings that travel in the bundle, with their outputs."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +50,6 @@ class Calibrated:
     graphs: Mapping[str, bytes]
     ranges: Mapping[str, TensorRanges]
     record: CalibrationRecord
-    entries: Sequence[tuple[str, str]]
-    """(id, sha256) of each recording."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,7 @@ class Draft:
     origin: Origin
     components: Mapping[str, Skeleton] | None = None
     """In running order."""
+    data: Data | None = None
     reference: Reference | None = None
     exporters: Mapping[str, str] | None = None
     fp32: Mapping[str, bytes] | None = None

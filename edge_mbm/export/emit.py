@@ -27,7 +27,9 @@ def emit(draft: Draft, progress: Progress) -> Draft:
             except ExportError as error:
                 faults[name, variant] = str(error)
         made = {variant: graphs[name, variant] for variant in draft.variants() if (name, variant) in graphs}
-        for key, fault in probe(made, reference.inputs[name][0], extended=True).faults.items():
+        # As they are loaded later: only what runs elsewhere stops at extended optimisations.
+        elsewhere = [variant for variant in made if not DIALECTS[variant].runs_here]
+        for key, fault in probe(made, reference.inputs[name][0], extended=elsewhere).faults.items():
             if fault is not None:
                 del graphs[name, key]
                 faults[name, key] = f"the graph {fault}"

@@ -28,10 +28,13 @@ def error_figures(
 ) -> ErrorFigures:
     """Everything that the manifest says of a variant's error, over the same recordings.
 
+    A recording that lacks a modality says nothing of the outputs that need it: each output is judged on those that
+    have it.
+
     Args:
         reference: per recording, the framework's outputs by "component.output".
         got: per recording, the outputs with the variant in place.
-        outputs: the variant's own outputs.
+        outputs: the variant's own outputs; one recording has each of them at least.
         heads: classifying outputs to judge it by; the worst of them counts.
         truth: the recordings' labels; empty if they are not all labelled.
     """
@@ -39,7 +42,7 @@ def error_figures(
     agreements = [agreement(reference, got, head) for head in heads]
     accuracies = [accuracy(got, head, truth) for head in heads] if truth else []
     return ErrorFigures(
-        samples=len(reference),
+        samples=min(len(a) for a, _ in pairs),
         cosine=min(_cosine(a, b) for a, b in pairs),
         sqnr_db=min(_sqnr(a, b) for a, b in pairs),
         max_abs=max(float(np.abs(a - b).max()) for a, b in pairs),
@@ -54,19 +57,20 @@ def agreement(reference: Sequence[Arrays], got: Sequence[Arrays], head: str) -> 
 
 
 def accuracy(got: Sequence[Arrays], head: str, truth: Sequence[int]) -> float:
-    """Share of recordings on which a classifying output is right."""
-    return float(np.mean(labels_of(got, head) == np.asarray(truth)))
+    """Share of recordings on which a classifying output is right, of those that have it."""
+    known = [label for output, label in zip(got, truth, strict=True) if head in output]
+    return float(np.mean(labels_of(got, head) == np.asarray(known)))
 
 
 def labels_of(outputs: Sequence[Arrays], head: str) -> NDArray[np.int64]:
-    """The best class per recording: int64[recordings]."""
+    """The best class per recording that has the output: int64[recordings]."""
     best: NDArray[np.int64] = _column(outputs, head).argmax(axis=1)
     return best
 
 
 def _column(outputs: Sequence[Arrays], key: str) -> NDArray[np.float64]:
-    """One output over all recordings, flat: float64[recordings, values]."""
-    return np.stack([np.asarray(o[key], np.float64).reshape(-1) for o in outputs])
+    """One output over all recordings that have it, flat: float64[recordings, values]."""
+    return np.stack([np.asarray(o[key], np.float64).reshape(-1) for o in outputs if key in o])
 
 
 def _cosine(a: NDArray[Any], b: NDArray[Any]) -> float:

@@ -169,8 +169,9 @@ def _graphs(graph: Any) -> Iterator[Any]:
 
 def _rename(model: ModelProto, names: Mapping[str, str]) -> None:
     taken = {value for graph in _graphs(model.graph) for value in _values(graph)}
+    beside = taken | set(names.values())
     # Whoever else has a name that an input or output is to have.
-    aside = {old: _free(old, taken) for old in set(names.values()) & taken - names.keys()}
+    aside = {old: _free(old, beside) for old in set(names.values()) & (taken - names.keys())}
     new = {**aside, **names}
     for graph in _graphs(model.graph):
         _rename_values(graph, lambda value: new.get(value, value))
@@ -215,8 +216,9 @@ def _graph_problems(model: ModelProto, component: Skeleton) -> Iterator[str]:
         yield "its weights lie in another file: graphs above 2 GB cannot be bundled"
     for tensor in model.graph.initializer:
         array = numpy_helper.to_array(tensor)
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            yield f"the weights '{tensor.name}' have NaN or infinite values: the model is broken, or was not loaded"
+        # Infinity is a legitimate constant, of attention masks for one; where it does harm the outputs show it.
+        if array.dtype.kind == "f" and np.isnan(array).any():
+            yield f"the weights '{tensor.name}' have NaN values: the model is broken, or was not loaded"
     yield from _edge_problems("input", model.graph.input, component.graph_inputs())
     yield from _edge_problems("output", model.graph.output, component.graph_outputs())
 
@@ -250,5 +252,7 @@ def _scale_problems(node: Any, constants: Mapping[str, np.ndarray[Any, Any]]) ->
         yield f"{node.op_type} of '{node.input[0]}' has a scale that is not a positive number"
     quantized = constants.get(node.input[0])
     axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
-    if scale.ndim == 1 and scale.size > 1 and quantized is not None and quantized.shape[axis] != scale.size:
-        yield f"{node.op_type} of '{node.input[0]}' has {scale.size} scales for an axis of {quantized.shape[axis]}"
+    if scale.ndim == 1 and scale.size > 1 and quantized is not None:
+        length = quantized.shape[axis] if -quantized.ndim <= axis < quantized.ndim else 0
+        if length != scale.size:
+            yield f"{node.op_type} of '{node.input[0]}' has {scale.size} scales for an axis of {length}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -33,16 +34,16 @@ def trace_and_prove(draft: Draft, progress: Progress) -> Draft:
     progress.stage("trace to ONNX and check parity", len(components))
     for exporter in EXPORTERS:
         left = {name: component for name, component in components.items() if name not in graphs}
-        for name, outcome in trace(draft.loaded, left, exporter) if left else ():
-            try:
-                graphs[name] = _proven(draft, name, outcome)
-                exporters[name] = exporter
-                progress.step(name)
-            except ExportError as error:
-                failed.setdefault(name, []).append(error)
-    for name in components:
-        if name not in graphs:
-            raise _both(name, failed[name])
+        with closing(trace(draft.loaded, left, exporter)) as outcomes:
+            for name, outcome in outcomes:
+                try:
+                    graphs[name] = _proven(draft, name, outcome)
+                    exporters[name] = exporter
+                    progress.step(name)
+                except ExportError as error:
+                    failed.setdefault(name, []).append(error)
+    if lost := {name: failed[name] for name in components if name not in graphs}:
+        raise _explained(lost)
     return replace(draft, fp32={name: graphs[name] for name in components}, exporters=exporters)
 
 
@@ -72,11 +73,12 @@ def _check_parity(draft: Draft, name: str, runner: Runner) -> None:
                 raise ParityError(
                     f"'{name}.{key}' is {list(have.shape)} from the graph, {list(want.shape)} from the model"
                 )
-            off = float(np.abs(have.astype(np.float64) - want).max(initial=0.0))
-            if not off <= _PARITY_RTOL * max(1e-6, float(np.abs(want).max(initial=0.0))):
+            off = float(np.abs(have.astype(np.float64) - want.astype(np.float64)).max(initial=0.0))
+            reach = float(np.abs(want.astype(np.float64)).max(initial=0.0))
+            if not off <= _PARITY_RTOL * max(1e-6, reach):
                 raise ParityError(
                     f"'{name}.{key}' differs from the model's by up to {off:.3g} at batch {batch}, where values reach "
-                    f"{float(np.abs(want).max()):.3g}: the exported graph computes something else"
+                    f"{reach:.3g}: the exported graph computes something else"
                 )
 
 
@@ -89,6 +91,10 @@ def _batched(component: Skeleton, calls: Sequence[Arrays]) -> Arrays:
     }
 
 
-def _both(name: str, errors: Sequence[EdgeMbmError]) -> EdgeMbmError:
-    texts = "\n".join(f"  {exporter}: {error}" for exporter, error in zip(EXPORTERS, errors, strict=False))
-    return type(errors[0])(f"'{name}' could not be exported, with either of torch's exporters:\n{texts}")
+def _explained(failed: Mapping[str, Sequence[EdgeMbmError]]) -> EdgeMbmError:
+    """Everything that failed, with both exporters' words: one round of mending, not one for each component."""
+    lines = [f"{', '.join(failed)} could not be exported, with either of torch's exporters:"]
+    for name, errors in failed.items():
+        lines += [f"  {name}, {exporter}: {error}" for exporter, error in zip(EXPORTERS, errors, strict=True)]
+    first = next(iter(failed.values()))[0]
+    return type(first)("\n".join(lines))

@@ -6,10 +6,13 @@ recordings. Both are typed; a key that is not known is refused, with the one tha
 
 from __future__ import annotations
 
+import copy
 import difflib
+import functools
 import hashlib
+import operator
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
@@ -22,6 +25,7 @@ from edge_mbm.errors import RecipeError
 from edge_mbm.spec import Dim, DType, Gate, Modality, Name, Nanoseconds, Preprocess, RawSteps, Task, Window
 
 __all__ = [
+    "RESERVED_ASSETS",
     "Budget",
     "CalibrationSet",
     "ComponentRecipe",
@@ -39,6 +43,8 @@ __all__ = [
 Factory: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")]
 VariantKey: TypeAlias = Literal["x86-cpu-int8", "trt-fp16"]
 Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
+RESERVED_ASSETS = ("calibration_samples", "report")
+"""Names that every bundle uses itself."""
 PositiveInt: TypeAlias = Annotated[int, Meta(ge=1)]
 T = TypeVar("T")
 
@@ -226,7 +232,7 @@ def _parse(text: bytes, kind: type[T], path: Path) -> T:
     try:
         value = msgspec.convert(raw, kind)
     except msgspec.ValidationError as error:
-        raise RecipeError(f"{path}: {error}{_hint(str(error), raw)}") from error
+        raise RecipeError(f"{path}: {_explained(error, raw, kind)}") from error
     for problem in _unknown_keys(raw, value, ""):
         raise RecipeError(f"{path}: {problem}")
     return value
@@ -243,7 +249,7 @@ def _unknown_keys(raw: object, value: object, where: str) -> Iterator[str]:
         known = [*fields, *([config.tag_field] if config.tag_field else [])]
         for key in raw:
             if key not in known:
-                yield f"unknown key '{where}{key}'{_nearest(key, known)}. Known here: {', '.join(sorted(known))}"
+                yield f"unknown key '{where}{key}'{_nearest(key, known) or '.'} Known here: {', '.join(sorted(known))}"
         for field in msgspec.structs.fields(value):
             yield from _unknown_keys(raw.get(field.encode_name), getattr(value, field.name), f"{where}{field.name}.")
     elif isinstance(value, dict) and isinstance(raw, dict):
@@ -254,23 +260,57 @@ def _unknown_keys(raw: object, value: object, where: str) -> Iterator[str]:
             yield from _unknown_keys(given, item, f"{where}{index}.")
 
 
-def _hint(message: str, raw: object) -> str:
-    """For a missing field: the key beside it that was probably meant to be it."""
-    found = re.search(r"missing required field `(\w+)`(?: - at `\$(.*)`)?", message)
-    if found is None:
-        return ""
-    place: Any = raw
-    for step in re.findall(r"\.(\w+)|\[(\d+|\.\.\.)\]", found[2] or ""):
-        place = _step(place, *step)
-    near = difflib.get_close_matches(found[1], list(place) if isinstance(place, dict) else [], 1, 0.6)
-    return f": did you mean '{found[1]}' by '{near[0]}'?" if near else ""
+def _explained(error: msgspec.ValidationError, raw: Any, kind: Any) -> str:
+    """The validation's message with the whole path in place of ``[...]``, and with the word that was probably meant."""
+    what, _, where = str(error).partition(" - at `")
+    place, path = raw, list[Any]()
+    steps = re.findall(r"\.(\w+)|\[(\d+|\.\.\.)\]", where)
+    # Of a key that is itself wrong it says "key in TABLE".
+    for key, index in [*steps, ("", "...")] if where.startswith("key` in ") else steps:
+        step = key or (_culprit(str(error), raw, kind, path) if index == "..." else int(index))
+        try:
+            place = place[step]
+        except (KeyError, IndexError, TypeError):
+            break
+        path.append(step)
+    return f"{'.'.join(map(str, path))}{': ' if path else ''}{what}{_meant(what, place, kind)}"
 
 
-def _step(place: Any, key: str, index: str) -> Any:
-    if isinstance(place, dict):
-        # msgspec shows any key of a free dictionary as [...]: look at the one that could be wrong.
-        return place.get(key) if key else next(iter(place.values()), None)
-    return place[int(index)] if isinstance(place, list) and index.isdigit() else None
+def _culprit(message: str, raw: Any, kind: Any, path: Sequence[Any]) -> str:
+    """The key of the table at ``path`` whose value is at fault: msgspec does not tell the keys of free tables."""
+    table = functools.reduce(operator.getitem, path, raw)
+    keys = list(table) if isinstance(table, dict) else []
+    return next((key for key in keys if _complaint(_without(raw, path, key), kind) != message), keys[0] if keys else "")
+
+
+def _complaint(raw: Any, kind: Any) -> str:
+    try:
+        msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        return str(error)
+    return ""
+
+
+def _without(raw: Any, path: Sequence[Any], key: str) -> Any:
+    """A copy that lacks one key of the table at ``path``."""
+    copied = copy.deepcopy(raw)
+    del functools.reduce(operator.getitem, path, copied)[key]
+    return copied
+
+
+def _meant(what: str, place: Any, kind: Any) -> str:
+    """The word that was probably meant: by a misspelled required key, an unknown one, or one of a few values."""
+    given = list(place) if isinstance(place, dict) else []
+    if found := re.search(r"missing required field `(\w+)`", what):
+        near = difflib.get_close_matches(found[1], given, 1, 0.6)
+        return f": did you mean '{found[1]}' by '{near[0]}'?" if near else ""
+    schema = str(msgspec.json.schema(kind))
+    if found := re.search(r"unknown field `(\w+)`", what):
+        return _nearest(found[1], re.findall(r"'(\w+)': \{", schema))
+    if found := re.search(r"[Ii]nvalid (?:enum )?value '([^']*)'", what):
+        lists = re.findall(r"'enum': \[([^]]*)\]", schema)
+        return _nearest(found[1], re.findall(r"'([^']+)'", " ".join(lists)))
+    return ""
 
 
 def _nearest(word: str, known: list[str]) -> str:
@@ -285,6 +325,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     heads = [name for name, c in recipe.components.items() if isinstance(c, HeadRecipe)]
     if not heads:
         yield "components has no head, so nothing would come out of the bundle"
+    yield from _label_problems(recipe)
     for name, component in recipe.components.items():
         yield from _source_problems(recipe, name, component)
         yield from _task_problems(recipe, name, component)
@@ -293,6 +334,15 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     yield from _name_problems(recipe.require.keep, list(recipe.components), "require.keep")
     for name, variants in recipe.require.keep.items():
         yield from _name_problems(variants, list(recipe.variants), f"require.keep.{name}")
+
+
+def _label_problems(recipe: Recipe) -> Iterator[str]:
+    for name, labels in recipe.labels.items():
+        if name in RESERVED_ASSETS:
+            yield f"labels.{name}: the bundle has a file of its own by that name: take another"
+        for label in labels:
+            if label.splitlines() != [label]:
+                yield f"labels.{name} has {label!r}: a label is one line, and not empty"
 
 
 def _source_problems(recipe: Recipe, name: str, component: ComponentRecipe) -> Iterator[str]:
@@ -319,4 +369,4 @@ def _task_problems(recipe: Recipe, name: str, component: ComponentRecipe) -> Ite
 def _name_problems(names: tuple[str, ...] | Mapping[str, object], known: list[str], where: str) -> Iterator[str]:
     for name in names:
         if name not in known:
-            yield f"{where} names '{name}'{_nearest(name, known)}; there is {known}"
+            yield f"{where} names '{name}'{_nearest(name, known) or '.'} There are {', '.join(known)}"

@@ -9,36 +9,56 @@ from typing import Any
 
 import numpy as np
 
-from edge_mbm.errors import ExportError
-from edge_mbm.export.chain import Arrays, Chain, Runner
-from edge_mbm.export.draft import Draft, Reference, given
+from edge_mbm.calibration import DataDigest
+from edge_mbm.errors import CalibrationError, ExportError
+from edge_mbm.export.chain import Arrays, Chain, Runner, downstream
+from edge_mbm.export.draft import Data, Draft, Reference, given
 from edge_mbm.export.progress import Progress
 from edge_mbm.export.prove import PARITY_BATCHES
-from edge_mbm.export.recordings import Recording, recordings
-from edge_mbm.export.skeleton import make_skeleton, running_order
+from edge_mbm.export.recordings import Recording, recordings, same_recordings
+from edge_mbm.export.skeleton import make_skeleton
+from edge_mbm.spec import Head
 
-__all__ = ["describe", "origin_runners", "refer"]
+__all__ = ["describe", "origin_runners", "read", "refer"]
 
 
 def describe(draft: Draft, progress: Progress) -> Draft:
     """Run the model on zeros once: shapes and dtypes of everything."""
     recipe = draft.loaded.recipe
     progress.stage("describe the components", 1)
-    described = make_skeleton(recipe, draft.origin)
+    components = make_skeleton(recipe, draft.origin)
     progress.step()
-    return replace(draft, components={name: described[name] for name in running_order(recipe)})
+    return replace(draft, components=components)
+
+
+def read(draft: Draft, progress: Progress) -> Draft:
+    """Look at the recordings once, before anything takes time on them."""
+    data = draft.loaded.data
+    progress.stage("look at the recordings", data.calibration.samples + data.heldout.samples)
+    digests = {split: DataDigest() for split in (data.calibration, data.heldout)}
+    for split, digest in digests.items():
+        for recording in recordings(draft.loaded, split, digest):
+            progress.step(recording.id)
+    both = sorted(set(digests[data.calibration].entries) & set(digests[data.heldout].entries))
+    if both:
+        raise CalibrationError(
+            f"recording '{both[0][0]}'{f' and {len(both) - 1} more' if both[1:] else ''} of the split "
+            f"'{data.heldout.split}' is in '{data.calibration.split}' too: errors must be measured on what calibration "
+            "never saw"
+        )
+    return replace(draft, data=Data(digests[data.calibration], digests[data.heldout]))
 
 
 def refer(draft: Draft, progress: Progress) -> Draft:
-    """Run the model on the held-out recordings."""
+    """Run the model on the recordings to be held out, and on those that travel in the bundle."""
     components = given(draft.components)
-    chain, split = Chain(components), draft.loaded.data.heldout
+    chain, data = Chain(components), draft.loaded.data
     runners = origin_runners(draft)
-    progress.stage("run the model on the held-out recordings", split.samples)
+    progress.stage("run the model on the held-out recordings", data.heldout.samples + data.golden.samples)
     outputs: list[Arrays] = []
     truth: list[int | None] = []
     kept: dict[str, list[Arrays]] = {name: [] for name in components}
-    for recording in recordings(draft.loaded, split):
+    for recording in same_recordings(draft.loaded, data.heldout, given(draft.data).heldout.entries):
         last: dict[str, Arrays] = {}
         outputs.append(chain.run(recording, runners, on_call=last.__setitem__))
         _check_finite(outputs[-1], recording)
@@ -49,7 +69,12 @@ def refer(draft: Draft, progress: Progress) -> Draft:
         progress.step(recording.id)
     _check_seen(kept, draft)
     labels = [label for label in truth if label is not None]
-    return replace(draft, reference=Reference(outputs, labels if len(labels) == len(truth) else (), inputs=kept))
+    labels = labels if len(labels) == len(truth) else []
+    golden = []
+    for recording in recordings(draft.loaded, data.golden, DataDigest()):
+        golden.append((recording, _replayable(draft, recording, chain.run(recording, runners))))
+        progress.step(recording.id)
+    return replace(draft, reference=Reference(outputs, labels, inputs=kept, golden=golden))
 
 
 def origin_runners(draft: Draft) -> dict[str, Runner]:
@@ -72,3 +97,22 @@ def _check_seen(kept: Mapping[str, Sequence[Arrays]], draft: Draft) -> None:
             f"too few of the held-out recordings reach {unseen}: at least {max(PARITY_BATCHES)} are needed that have "
             f"their modalities (split '{draft.loaded.data.heldout.split}')"
         )
+
+
+def _replayable(draft: Draft, recording: Recording, outputs: Arrays) -> Arrays:
+    """What a device computes of it too: float32 outputs of the heads that can do with it, and of what feeds those."""
+    _check_finite(outputs, recording)
+    components = given(draft.components)
+    heads = {
+        n for n, c in components.items() if isinstance(c, Head) and all(f"{n}.{key}" in outputs for key in c.outputs)
+    }
+    if not heads:
+        raise CalibrationError(
+            f"recording '{recording.id}' of the split '{draft.loaded.data.golden.split}' has "
+            f"{sorted(recording.inputs)}, on which no head can run: it cannot be replayed on a device"
+        )
+    return {
+        key: value
+        for key, value in outputs.items()
+        if value.dtype == np.float32 and heads & {*downstream(components, [key.partition(".")[0]])}
+    }

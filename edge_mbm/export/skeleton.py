@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import msgspec
 import numpy as np
 
-from edge_mbm.errors import RecipeError
+from edge_mbm.errors import ManifestError, RecipeError
 from edge_mbm.export.origin import Origin
 from edge_mbm.export.recipe import ComponentRecipe, EncoderRecipe, InputRecipe, Recipe, StateRecipe
 from edge_mbm.spec import (
+    Asset,
     AudioModality,
+    Classification,
+    Decision,
     Encoder,
+    FileEntry,
     Head,
     ImageSteps,
     Input,
     LogMelSteps,
+    Manifest,
     Output,
     Present,
     RawSteps,
     SensorModality,
     State,
     TensorSpec,
+    Variant,
 )
 
 if TYPE_CHECKING:
@@ -38,15 +46,39 @@ _LAYOUTS = {2: "ND", 3: "NTD", 4: "NCHW"}
 
 
 def make_skeleton(recipe: Recipe, origin: Origin) -> dict[str, Skeleton]:
-    """Every component with its inputs, outputs and states, in the recipe's order.
+    """Every component with its inputs, outputs and states, in running order.
 
     Raises:
-        RecipeError: components form a cycle, a modality or its steps are not supported, or an output has no batch.
+        RecipeError: components form a cycle, a modality or its steps are not supported, an output has no batch or not
+            one value per label, or a rule of the manifest is broken: all that can be known before anything is traced.
     """
     made: dict[str, Skeleton] = {}
     for name in running_order(recipe):
         made[name] = _component(recipe, name, origin, made)
-    return {name: made[name] for name in recipe.components}
+        for key, output in made[name].outputs.items():
+            _check_labels(recipe, f"{name}.{key}", output)
+    try:
+        _manifest(recipe, made).check()
+    except ManifestError as error:
+        raise RecipeError(str(error)) from error
+    return made
+
+
+def _manifest(recipe: Recipe, made: Mapping[str, Skeleton]) -> Manifest:
+    """The manifest to come, its graphs and labels still empty."""
+    assets = {name: Asset(kind="labels", path=f"{name}.txt") for name in recipe.labels}
+    nothing = FileEntry(sha256="0" * 64, size=0)
+    variant = Variant(
+        target="any", precision="fp32", opset=recipe.opset, graph="graph", decision=Decision(kept=True, reason="-")
+    )
+    return Manifest(
+        name=recipe.name,
+        modalities=recipe.modalities,
+        components={name: msgspec.structs.replace(made[name], variants={"fp32": variant}) for name in made},
+        default_heads=recipe.default_heads,
+        assets=assets,
+        files=dict.fromkeys(["graph", *(asset.path for asset in assets.values())], nothing),
+    )
 
 
 def running_order(recipe: Recipe) -> tuple[str, ...]:
@@ -123,6 +155,11 @@ def _input_tensor(
         return TensorSpec(dtype="uint8", shape=shape, layout="NHWC", unit=f"{steps.color} 0..255")
     if isinstance(steps, LogMelSteps) and window is not None:
         frames = 1 + (window.length - steps.window_length) // steps.hop_length
+        if frames < 1:
+            raise RecipeError(
+                f"components.{where} has log-mel windows of {steps.window_length} samples, the component's window has "
+                f"only {window.length}"
+            )
         return TensorSpec(dtype="float32", shape=("batch", frames, steps.n_mels), layout="NTC", unit="log mel power")
     if isinstance(steps, RawSteps) and isinstance(modality, AudioModality) and window is not None:
         return TensorSpec(dtype="float32", shape=("batch", window.length), layout="NT", unit="full scale +-1")
@@ -133,6 +170,13 @@ def _input_tensor(
         f"{'' if window else ' and no window'}: this edge-mbm exports images through 'image' steps, audio with a "
         "window through 'log_mel' or 'raw', and sensors as they come"
     )
+
+
+def _check_labels(recipe: Recipe, where: str, output: Output) -> None:
+    if isinstance(output.task, Classification):
+        labels, classes = len(recipe.labels[output.task.labels]), math.prod(output.tensor.resolve()[1:])
+        if labels != classes:
+            raise RecipeError(f"'{where}' gives {classes} values, labels.{output.task.labels} has {labels} names")
 
 
 def _output_tensor(where: str, value: NDArray[Any]) -> TensorSpec:

@@ -14,7 +14,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ import numpy as np
 import onnxruntime
 
 from edge_mbm.errors import ExportError
+from edge_mbm.export.recordings import import_path
 from edge_mbm.spec import SpeedFigures
 
 if TYPE_CHECKING:
@@ -57,15 +59,16 @@ class SpeedCache:
         """What was stored, or None; a damaged file counts as absent."""
         try:
             return msgspec.json.decode((self._folder / f"{key}.json").read_bytes(), type=dict[str, SpeedFigures])
-        except (OSError, msgspec.DecodeError):
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             return None
 
     def store(self, key: str, figures: Mapping[str, SpeedFigures]) -> None:
-        """Write the file whole."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        part = self._folder / f".{key}.{os.getpid()}"
-        part.write_bytes(msgspec.json.encode(figures))
-        part.replace(self._folder / f"{key}.json")
+        """Write the file whole; where nothing can be written nothing is kept, and the next export measures anew."""
+        with suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            part = self._folder / f".{key}.{os.getpid()}"
+            part.write_bytes(msgspec.json.encode(figures))
+            part.replace(self._folder / f"{key}.json")
 
 
 def measure_speed(
@@ -87,7 +90,8 @@ def measure_speed(
     where = host()
     digests = {variant: hashlib.sha256(graph).hexdigest() for variant, graph in graphs.items()}
     key = hashlib.sha256(json.dumps([where, digests], sort_keys=True).encode()).hexdigest()
-    if (known := cache.load(key)) is not None:
+    known = cache.load(key)
+    if known is not None and known.keys() == graphs.keys():
         return known
     result = probe(graphs, inputs, seconds=_SECONDS)
     for variant, fault in result.faults.items():
@@ -105,7 +109,11 @@ def host() -> str:
 
 
 def probe(
-    graphs: Mapping[str, bytes], inputs: Mapping[str, NDArray[Any]], *, seconds: float = 0.0, extended: bool = False
+    graphs: Mapping[str, bytes],
+    inputs: Mapping[str, NDArray[Any]],
+    *,
+    seconds: float = 0.0,
+    extended: Collection[str] = (),
 ) -> Probe:
     """Load and run graphs in another process, since a bad one may end the process (some fp16 graphs do).
 
@@ -113,7 +121,7 @@ def probe(
         graphs: by variant.
         inputs: of one call, batch 1.
         seconds: of timing, all graphs in turn; 0 only runs each once.
-        extended: stop at extended optimisations.
+        extended: of these stop at extended optimisations.
     """
     faults: dict[str, str | None] = {}
     times: dict[str, list[float]] = {}
@@ -124,9 +132,12 @@ def probe(
             if "variant" in answer:
                 faults[answer["variant"]] = answer.get("fault")
             times.update(answer.get("times", {}))
-        left = [variant for variant in left if variant not in faults]
-        if left:  # the process died of the first that it says nothing about
-            faults[left.pop(0)] = ending
+        unheard = [variant for variant in left if variant not in faults]
+        if unheard:  # the process died of the first that it says nothing about
+            faults[unheard.pop(0)] = ending
+        elif seconds > 0:  # it died of one of them while it timed them, or not at all
+            faults |= {variant: faults[variant] or ending for variant in left if variant not in times}
+        left = unheard
     return Probe({variant: faults[variant] for variant in graphs}, times)
 
 
@@ -136,29 +147,33 @@ def _worker(
     inputs: Mapping[str, NDArray[Any]],
     *,
     seconds: float,
-    extended: bool,
+    extended: Collection[str],
 ) -> tuple[list[dict[str, Any]], str]:
     with tempfile.TemporaryDirectory(prefix="edge-mbm-probe-") as folder:
         for index, variant in enumerate(variants):
             Path(folder, f"{index}.onnx").write_bytes(graphs[variant])
         with Path(folder, "inputs.npz").open("wb") as stream:
             np.savez(stream, **dict(inputs))  # type: ignore[arg-type] # names, not numpy's own keyword
-        job = {"folder": folder, "variants": list(variants), "seconds": seconds, "extended": extended}
-        command = [sys.executable, "-m", "edge_mbm.export.speed_worker"]
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+        job = {"folder": folder, "variants": list(variants), "seconds": seconds, "extended": list(extended)}
+        # By path: as a module it would bring torch along. -P: nothing beside it, or in this folder, is in its way.
+        command = [sys.executable, "-P", str(Path(__file__).with_name("speed_worker.py"))]
         try:
             done = subprocess.run(
                 command,
                 input=json.dumps(job).encode(),
-                env=environment,
+                env=os.environ | {"PYTHONPATH": import_path()},
                 capture_output=True,
                 timeout=_TIMEOUT_S,
                 check=False,
             )
-        except subprocess.TimeoutExpired:
-            return [], f"did not load and run within {_TIMEOUT_S:.0f} s"
-    answers = [json.loads(line) for line in done.stdout.splitlines()]
-    return answers, f"ends ONNX Runtime's process with code {done.returncode} (a crash)"
+        except subprocess.TimeoutExpired as late:
+            return _parse(late.stdout or b""), f"did not load and run within {_TIMEOUT_S:.0f} s"
+    return _parse(done.stdout), f"ends ONNX Runtime's process with code {done.returncode} (a crash)"
+
+
+def _parse(lines: bytes) -> list[dict[str, Any]]:
+    """Whole lines only: the process may have ended in the middle of one."""
+    return [json.loads(line) for line in lines.splitlines(keepends=True) if line.endswith(b"\n")]
 
 
 def _figures(times: Sequence[float], baseline: float, where: str) -> SpeedFigures:

@@ -1,16 +1,17 @@
 """The process that loads and times graphs: reads a job from standard input, writes a line for each graph.
 
-Run by ``edge_mbm.export.speed``; not for people.
+Run by ``edge_mbm.export.speed``, as a script that imports nothing of edge-mbm; not for people.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import perf_counter, perf_counter_ns
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import onnxruntime as ort
@@ -23,6 +24,8 @@ _MOST = 20_000
 
 def main() -> int:
     """Do what the job says; returns the exit code."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints must not mix with the answers
     job = json.load(sys.stdin)
     with np.load(Path(job["folder"], "inputs.npz"), allow_pickle=False) as arrays:
         inputs = {key: arrays[key] for key in arrays.files}
@@ -30,19 +33,20 @@ def main() -> int:
     for index, variant in enumerate(job["variants"]):
         graph = Path(job["folder"], f"{index}.onnx").read_bytes()
         try:
-            calls[variant] = _bound(graph, inputs, extended=job["extended"])
+            calls[variant] = _bound(graph, inputs, extended=variant in job["extended"])
             calls[variant]()
-            _answer({"variant": variant})
+            _answer(answers, {"variant": variant})
         except Exception as error:  # noqa: BLE001 - whatever it raises is the finding
             calls.pop(variant, None)
-            _answer({"variant": variant, "fault": f"does not load or run: {str(error).splitlines()[0][:300]}"})
-    if job["seconds"] > 0:
-        _answer({"times": _in_turn(calls, job["seconds"])})
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            _answer(answers, {"variant": variant, "fault": f"does not load or run: {first[:300]}"})
+    if job["seconds"] > 0 and calls:
+        _answer(answers, {"times": _in_turn(calls, job["seconds"])})
     return 0
 
 
-def _answer(answer: Mapping[str, Any]) -> None:
-    print(json.dumps(answer), flush=True)  # noqa: T201 - this is how it talks
+def _answer(stream: TextIO, answer: Mapping[str, Any]) -> None:
+    stream.write(json.dumps(answer) + "\n")
 
 
 def _bound(graph: bytes, inputs: Mapping[str, Any], *, extended: bool) -> Callable[[], None]:

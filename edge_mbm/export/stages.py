@@ -13,7 +13,7 @@ from edge_mbm.export.emit import emit
 from edge_mbm.export.measure import measure
 from edge_mbm.export.progress import Progress
 from edge_mbm.export.prove import trace_and_prove
-from edge_mbm.export.refer import describe, refer
+from edge_mbm.export.refer import describe, read, refer
 
 __all__ = ["STAGES", "Stage"]
 
@@ -53,10 +53,11 @@ class Stage:
 
 STAGES: tuple[Stage, ...] = (
     Stage("describe", (), ("components",), describe),
-    Stage("refer", ("components",), ("reference",), refer),
+    Stage("read", (), ("data",), read),
+    Stage("refer", ("components", "data"), ("reference",), refer),
     Stage("trace", ("components", "reference"), ("fp32", "exporters"), trace_and_prove),
-    Stage("calibrate", ("components", "fp32"), ("calibrated",), calibrate),
+    Stage("calibrate", ("components", "data", "fp32"), ("calibrated",), calibrate),
     Stage("emit", ("fp32", "calibrated", "reference"), ("graphs",), emit),
-    Stage("measure", ("graphs", "reference"), ("errors", "speeds"), measure),
+    Stage("measure", ("graphs", "data", "reference"), ("errors", "speeds"), measure),
     Stage("decide", ("errors", "speeds"), ("decisions", "fused"), decide),
 )

@@ -6,15 +6,17 @@ import contextlib
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from edge_mbm.errors import TraceError
 from edge_mbm.export.recipe import LoadedRecipe
+from edge_mbm.export.recordings import import_path
 from edge_mbm.export.skeleton import Skeleton
 
 __all__ = ["EXPORTERS", "Exporter", "trace"]
@@ -26,7 +28,7 @@ EXPORTERS: tuple[Exporter, ...] = ("torch.export", "torchscript")
 
 def trace(
     loaded: LoadedRecipe, components: Mapping[str, Skeleton], exporter: Exporter
-) -> Iterator[tuple[str, bytes | TraceError]]:
+) -> Generator[tuple[str, bytes | TraceError], None, None]:
     """Trace components one after the other in one subprocess.
 
     Args:
@@ -35,33 +37,35 @@ def trace(
         exporter: torch's newer exporter, or its older one.
 
     Yields:
-        Each component's name with its graph as the exporter wrote it, or with what went wrong.
+        Each component's name with its graph as the exporter wrote it, or with what went wrong. Close it to end early:
+        the process is gone then.
     """
     left = dict(components)
     with tempfile.TemporaryDirectory(prefix="edge-mbm-trace-") as folder:
         while left:
-            for name, outcome in _round(loaded, left, exporter, Path(folder)):
-                del left[name]
-                yield name, outcome
+            with contextlib.closing(_round(loaded, dict(left), exporter, Path(folder))) as outcomes:
+                for name, outcome in outcomes:
+                    del left[name]
+                    yield name, outcome
 
 
 def _round(
     loaded: LoadedRecipe, components: Mapping[str, Skeleton], exporter: Exporter, folder: Path
-) -> Iterator[tuple[str, bytes | TraceError]]:
+) -> Generator[tuple[str, bytes | TraceError], None, None]:
     """As many as one process manages; it always accounts for at least the first."""
     waiting, timeout = list(components), loaded.recipe.trace_timeout_s
-    with (folder / "stderr").open("w+b") as log, _worker(_job(loaded, components, exporter, folder), log) as process:
+    with (folder / "stderr").open("a+b") as log, _worker(_job(loaded, components, exporter, folder), log) as process:
         try:
             for answer in _answers(process, timeout):
                 waiting.remove(answer["name"])
                 yield answer["name"], _outcome(answer, folder)
+                if not waiting:  # what a model left running must not hold us up
+                    return
             code = process.wait(timeout)
         except (TimeoutError, subprocess.TimeoutExpired):
-            name = waiting[0] if waiting else next(iter(components))
-            error = f"tracing '{name}' with {exporter} took over {timeout:.0f} s: raise the recipe's trace_timeout_s"
-            yield name, TraceError(error)
-            return
-        if waiting:
+            error = f"took over {timeout:g} s: raise the recipe's trace_timeout_s"
+            yield waiting[0], TraceError(f"tracing '{waiting[0]}' with {exporter} {error}")
+        else:
             log.seek(0)
             yield waiting[0], TraceError(_crash(waiting[0], code, log.read().decode(errors="replace")))
 
@@ -69,7 +73,6 @@ def _round(
 def _job(loaded: LoadedRecipe, components: Mapping[str, Skeleton], exporter: Exporter, folder: Path) -> dict[str, Any]:
     return {
         "recipe": str(loaded.path),
-        "python_path": [str(Path(__file__).parents[2]), *loaded.python_path()],
         "exporter": exporter,
         "opset": loaded.recipe.opset,
         "folder": str(folder),
@@ -86,9 +89,17 @@ def _job(loaded: LoadedRecipe, components: Mapping[str, Skeleton], exporter: Exp
 
 @contextlib.contextmanager
 def _worker(job: Mapping[str, Any], log: Any) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "edge_mbm.export.trace_worker"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(job["python_path"])}
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment)
+    # -P: nothing that lies in this folder is in its way.
+    command = [sys.executable, "-P", "-m", "edge_mbm.export.trace_worker"]
+    environment = os.environ | {"PYTHONPATH": import_path()}
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        env=environment,
+        start_new_session=True,
+    )
     assert process.stdin is not None
     try:
         with contextlib.suppress(BrokenPipeError):
@@ -96,8 +107,9 @@ def _worker(job: Mapping[str, Any], log: Any) -> Iterator[subprocess.Popen[bytes
             process.stdin.close()
         yield process
     finally:
-        # Whatever happens here, Ctrl-C included, it does not outlive us.
-        process.kill()
+        # Whatever happens here, Ctrl-C included, it does not outlive us, nor what the model has started in it.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         if process.stdout is not None:
             process.stdout.close()

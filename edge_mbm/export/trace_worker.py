@@ -14,19 +14,25 @@ import sys
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
+from torch.jit import TracerWarning  # type: ignore[attr-defined]
 
 from edge_mbm.errors import EdgeMbmError
 from edge_mbm.export.origin import load_model, submodule
+from edge_mbm.export.place import place
 from edge_mbm.export.recipe import load_recipe
+from edge_mbm.export.recordings import importable
 
 __all__ = ["main"]
 
 _BATCH = 2  # torch.export takes a size of 1 for a constant
+_BRANCH = "; forward must not branch on what a tensor holds, nor on the batch: torch.where chooses inside the graph"
+_ADVICE = {"data-dependent": _BRANCH, "to a Python boolean": _BRANCH, "len to get": "; use x.shape[0]"}
 
 
 def main() -> int:
@@ -36,9 +42,13 @@ def main() -> int:
     job = json.load(sys.stdin)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
-    model = load_model(load_recipe(Path(job["recipe"])))
-    for name, component in job["components"].items():
-        _answer(answers, {"name": name, **_try(model, name, component, job)})
+    loaded = load_recipe(Path(job["recipe"]))
+    with importable(loaded.python_path()):
+        model = load_model(loaded)
+        for name, component in job["components"].items():
+            with suppress(OSError):
+                os.ftruncate(2, 0)  # should it end here, these are its last words and no other's
+            _answer(answers, {"name": name, **_try(model, name, component, job)})
     return 0
 
 
@@ -80,6 +90,16 @@ def _with_torchscript(module: nn.Module, component: Mapping[str, Any], opset: in
         name: {axis: "batch" for axis, dim in enumerate(shape) if dim == "batch"}
         for name, _, shape in component["inputs"]
     }
+    with warnings.catch_warnings():
+        # What it warns of in the user's code it gets wrong: a branch, or a size, frozen as the example has it.
+        warnings.simplefilter("error", TracerWarning)
+        warnings.filterwarnings("ignore", category=TracerWarning, module=r"torch\.")
+        _torchscript(module, component, opset, target, axes)
+
+
+def _torchscript(
+    module: nn.Module, component: Mapping[str, Any], opset: int, target: Path, axes: Mapping[str, Mapping[int, str]]
+) -> None:
     torch.onnx.export(
         module,
         _example(component),
@@ -107,36 +127,26 @@ def _as_arguments(module: nn.Module, shapes: list[Any]) -> tuple[Any, ...]:
 
 
 def _explain(error: Exception) -> str:
-    """The first cause, the operator if one is named, and the line of the model it came from."""
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    text = str(cause).strip() or str(error).strip()
+    """The first cause, the operator if one is named, what to do about it, and the line of the model it came from."""
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    text = str(chain[-1]).strip() or str(error).strip()
     first = next((line.strip() for line in text.splitlines() if line.strip()), "no message")
     op = re.search(r"aten[.:]+[\w.]+", f"{error}\n{text}")
-    parts = [f"{type(cause).__name__}: {first[:400]}"]
-    parts += [f"operator {op[0].replace('::', '.')}"] if op and op[0] not in first else []
-    place = _place(error, text)
-    return "; ".join(parts + ([place] if place else []))
+    named = f"; operator {op[0].replace('::', '.')}" if op and op[0] not in first else ""
+    known = next((advice for words, advice in _ADVICE.items() if words in text), "")
+    return f"{type(chain[-1]).__name__}: {first[:400]}{named}{place(error, _node(chain))}{known}"
 
 
-def _place(error: BaseException, text: str) -> str:
-    """Where in the model's own code it happened: "at FILE:LINE", or nothing."""
-    seen: BaseException | None = error
-    frames: list[traceback.FrameSummary] = []
-    while seen is not None:
-        frames += traceback.extract_tb(seen.__traceback__)
-        seen = seen.__cause__ or seen.__context__
-    own = [frame for frame in frames if not _is_library(frame.filename)]
-    if own:
-        return f"at {own[-1].filename}:{own[-1].lineno}"
-    # torch.export reports the user's line only in its text.
-    told = [hit for hit in re.findall(r'File "([^"]+)", line (\d+)', text) if not _is_library(hit[0])]
-    return f"at {told[-1][0]}:{told[-1][1]}" if told else ""
-
-
-def _is_library(filename: str) -> bool:
-    return "site-packages" in filename or filename.startswith("<") or filename == __file__ or "/lib/python" in filename
+def _node(chain: Sequence[BaseException]) -> str:
+    """The stack trace of the operation that the exporter stumbled over, which its messages leave out."""
+    for error in chain:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            node = frame.f_locals.get("node")
+            if isinstance(node, torch.fx.Node) and node.stack_trace:
+                return node.stack_trace
+    return ""
 
 
 if __name__ == "__main__":

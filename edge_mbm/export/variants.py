@@ -7,6 +7,7 @@ asymmetric activations, signed weights per channel and int32 biases, all of whic
 from __future__ import annotations
 
 import logging
+import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,9 @@ _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _BETWEEN = ("Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Add", "Concat", "Flatten", "Reshape")
 
 
+_IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
+
+
 @dataclass(frozen=True)
 class Dialect:
     """How a variant is written, and for whom."""
@@ -41,7 +45,7 @@ class Dialect:
     precision: Literal["int8", "fp16"]
     needs_ranges: bool
     runs_here: bool
-    """Whether its speed can be measured on a workstation's CPU."""
+    """Whether it is for this machine's CPU, so that its speed can be measured."""
     emit: Callable[[bytes, Ranges, str], bytes]
     """(folded fp32 graph, ranges, component's name) -> graph."""
 
@@ -92,7 +96,7 @@ def _trt_fp16(graph: bytes, ranges: Ranges, name: str) -> bytes:  # noqa: ARG001
 
 
 DIALECTS: Mapping[str, Dialect] = {
-    "x86-cpu-int8": Dialect("x86-cpu", "int8", needs_ranges=True, runs_here=True, emit=_x86_int8),
+    "x86-cpu-int8": Dialect("x86-cpu", "int8", needs_ranges=True, runs_here=_IS_X86, emit=_x86_int8),
     "trt-fp16": Dialect("tensorrt", "fp16", needs_ranges=False, runs_here=False, emit=_trt_fp16),
 }
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
+import onnx
+import onnxruntime
+import torch
 
 from edge_mbm.bundle import BundleFiles, write_bundle
-from edge_mbm.export.chain import Chain
 from edge_mbm.export.draft import Draft, given
-from edge_mbm.export.recordings import recordings
-from edge_mbm.export.refer import origin_runners
 from edge_mbm.export.report import report
 from edge_mbm.export.variants import DIALECTS
 from edge_mbm.spec import Asset, Component, GoldenSample, Manifest, Provenance, Variant
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["write"]
 
-_LIBRARIES = ("edge-mbm", "numpy", "onnx", "onnxruntime", "torch")
+_LIBRARIES: tuple[Any, ...] = (np, onnx, onnxruntime, torch)
 
 
 def write(draft: Draft, target: Path) -> Manifest:
@@ -50,7 +50,7 @@ def write(draft: Draft, target: Path) -> Manifest:
         provenance=Provenance(
             recipe_sha256=draft.loaded.sha256,
             model_sha256=draft.origin.sha256(),
-            versions={library: version(library) for library in _LIBRARIES},
+            versions=_versions(),
             calibration=given(draft.calibrated).record,
         ),
     )
@@ -58,6 +58,11 @@ def write(draft: Draft, target: Path) -> Manifest:
     written = write_bundle(target, manifest, contents)
     with BundleFiles(target):  # every byte of it, as a device will
         return written
+
+
+def _versions() -> dict[str, str]:
+    # What runs, not what is installed under some name: there is more than one package that gives onnxruntime.
+    return {"edge-mbm": version("edge-mbm"), **{lib.__name__: str(lib.__version__) for lib in _LIBRARIES}}
 
 
 def _components(draft: Draft, contents: dict[str, bytes]) -> dict[str, Component]:
@@ -91,7 +96,7 @@ def _assets(draft: Draft, contents: dict[str, bytes]) -> dict[str, Asset]:
     for name, labels in draft.loaded.recipe.labels.items():
         contents[f"labels/{name}.txt"] = "".join(f"{label}\n" for label in labels).encode()
         assets[name] = Asset(kind="labels", path=f"labels/{name}.txt")
-    listing = json.dumps(dict(given(draft.calibrated).entries), indent=1) + "\n"
+    listing = json.dumps(dict(given(draft.data).calibration.entries), indent=1) + "\n"
     contents["calibration/samples.json"] = listing.encode()
     assets["calibration_samples"] = Asset(kind="other", path="calibration/samples.json")
     assets["report"] = Asset(kind="report", path="report.md")
@@ -100,11 +105,8 @@ def _assets(draft: Draft, contents: dict[str, bytes]) -> dict[str, Asset]:
 
 def _golden(draft: Draft, contents: dict[str, bytes]) -> tuple[GoldenSample, ...]:
     """A few real inputs with what the framework makes of them."""
-    chain = Chain(given(draft.components))
-    runners = origin_runners(draft)
     samples = []
-    for index, recording in enumerate(recordings(draft.loaded, draft.loaded.data.golden)):
-        outputs = chain.run(recording, runners)
+    for index, (recording, outputs) in enumerate(given(draft.reference).golden):
         paths = _arrays(f"golden/{index}", recording.inputs, contents)
         references = _arrays(f"golden/{index}.reference", outputs, contents)
         samples.append(GoldenSample(id=recording.id, inputs=paths, outputs=references))

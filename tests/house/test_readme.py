@@ -48,6 +48,7 @@ def test_the_map_is_what_the_modules_say() -> None:
 @pytest.mark.timeout(1800)
 def test_every_command_of_the_readme_runs() -> None:
     """The shell commands succeed in the order in which they stand, `make demo` first."""
+    (ROOT / "session.mcap").unlink(missing_ok=True)  # a recording is never replaced
     listed = commands()
     assert listed[0] == "make demo"
     for command in listed:

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from edge_mbm.errors import SourceError
-from edge_mbm.runtime import FileSource, Sample
+from edge_mbm.runtime import Sample
 from edge_mbm.runtime.recording import ReplaySource
 from edge_mbm.runtime.source import Timing
+from edge_mbm.runtime.sources import FileSource
 from edge_mbm.testing import ScriptedSource, tiny_bundle
 
 MS = 1_000_000

@@ -14,7 +14,8 @@ import pytest
 
 import edge_mbm
 from edge_mbm.errors import MissingDependencyError, SourceError
-from edge_mbm.runtime import FileSource, Sample
+from edge_mbm.runtime import Sample
+from edge_mbm.runtime.sources import FileSource
 from edge_mbm.testing import NullEngine, tiny_bundle
 
 MS, SECOND = 1_000_000, 1_000_000_000

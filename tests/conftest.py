@@ -1,13 +1,25 @@
-"""What every test may use: ``needs`` for optional parts, and ``--require`` for places where they must be there."""
+"""What every test may use: ``needs`` for optional parts, and ``--require`` for places where they must be there.
+
+Programs of the system that take the place of hardware are fixtures: a test that asks for one is skipped without it.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from edge_mbm.testing import tiny_bundle
+
+SYSTEM_PYTHON = "/usr/bin/python3"
+PACKAGES = {
+    "gst-rtsp-server": "gir1.2-gst-rtsp-server-1.0 python3-gi gstreamer1.0-plugins-{good,bad,ugly} gstreamer1.0-libav",
+    "pulseaudio": "pulseaudio pulseaudio-utils libasound2-plugins libportaudio2, and pip install sounddevice",
+}
+ELEMENTS = ("x264enc", "rtph264pay", "rtppcmapay", "alawenc", "qtdemux", "h264parse", "avdec_h264", "appsrc", "appsink")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,3 +49,32 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture
 def tiny() -> Path:
     return tiny_bundle()
+
+
+@pytest.fixture
+def gst_rtsp_server(pytestconfig: pytest.Config) -> str:
+    """The Python that has GStreamer's bindings, its RTSP server and what our cameras are made of."""
+    probe = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import Gst, GstRtspServer; "
+    probe += f"Gst.init(None); assert all(map(Gst.ElementFactory.find, {ELEMENTS}))"
+    if not Path(SYSTEM_PYTHON).exists():
+        absent(pytestconfig, "gst-rtsp-server", f"no {SYSTEM_PYTHON}")
+    if subprocess.run([SYSTEM_PYTHON, "-c", probe], capture_output=True, check=False).returncode:
+        absent(pytestconfig, "gst-rtsp-server", "no bindings or plugins")
+    return SYSTEM_PYTHON
+
+
+@pytest.fixture
+def pulseaudio(pytestconfig: pytest.Config) -> None:
+    """A sound server's programs."""
+    for program in ("pulseaudio", "pactl", "paplay", "pacat"):
+        if shutil.which(program) is None:
+            absent(pytestconfig, "pulseaudio", f"no {program}")
+
+
+def absent(config: pytest.Config, name: str, why: str) -> None:
+    """Skip, or fail where ``--require`` says that it must be here."""
+    required = config.getoption("--require")
+    reason = f"{name} is not here ({why}): apt-get install {PACKAGES[name]}"
+    if name in required or "all" in required:
+        pytest.fail(f"required (--require): {reason}", pytrace=False)
+    pytest.skip(reason)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 import subprocess
 import tempfile
@@ -15,22 +14,8 @@ from pathlib import Path
 
 import pytest
 
-SYSTEM_PYTHON = "/usr/bin/python3"
 CAMERA = Path(__file__).with_name("rtsp_camera.py")
-PACKAGES = {
-    "gst-rtsp-server": "gir1.2-gst-rtsp-server-1.0 python3-gi gstreamer1.0-plugins-{good,bad,ugly} gstreamer1.0-libav",
-    "pulseaudio": "pulseaudio pulseaudio-utils libasound2-plugins libportaudio2, and pip install sounddevice",
-}
 Until = Callable[[Callable[[], bool]], None]
-
-
-def absent(config: pytest.Config, name: str, why: str) -> None:
-    """Skip, or fail where ``--require`` says that it must be here."""
-    required = config.getoption("--require")
-    reason = f"{name} is not here ({why}): apt-get install {PACKAGES[name]}"
-    if name in required or "all" in required:
-        pytest.fail(f"required (--require): {reason}", pytrace=False)
-    pytest.skip(reason)
 
 
 def until(condition: Callable[[], bool], seconds: float = 30) -> None:
@@ -44,8 +29,9 @@ def until(condition: Callable[[], bool], seconds: float = 30) -> None:
 class RtspCamera:
     """The process of ``rtsp_camera.py``."""
 
-    def __init__(self, gives: str) -> None:
+    def __init__(self, python: str, gives: str) -> None:
         self.port = 0
+        self._python = python
         self._gives = gives
         self._process: subprocess.Popen[str] | None = None
 
@@ -55,7 +41,7 @@ class RtspCamera:
 
     def start(self) -> None:
         """On a free port; again on the same one."""
-        command = [SYSTEM_PYTHON, str(CAMERA), str(self.port), self._gives]
+        command = [self._python, str(CAMERA), str(self.port), self._gives]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         self.port = int(self._process.stdout.readline())
@@ -69,17 +55,9 @@ class RtspCamera:
 
 
 @pytest.fixture
-def rtsp_camera(request: pytest.FixtureRequest) -> Iterator[RtspCamera]:
+def rtsp_camera(request: pytest.FixtureRequest, gst_rtsp_server: str) -> Iterator[RtspCamera]:
     """A camera with picture and sound, or what the parameter says."""
-    probe = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import Gst, GstRtspServer; "
-    probe += (
-        "Gst.init(None); assert all(map(Gst.ElementFactory.find, ('x264enc', 'rtph264pay', 'rtppcmapay', 'alawenc')))"
-    )
-    if not Path(SYSTEM_PYTHON).exists():
-        absent(request.config, "gst-rtsp-server", f"no {SYSTEM_PYTHON}")
-    if subprocess.run([SYSTEM_PYTHON, "-c", probe], capture_output=True, check=False).returncode:
-        absent(request.config, "gst-rtsp-server", "no bindings or plugins")
-    camera = RtspCamera(getattr(request, "param", "both"))
+    camera = RtspCamera(gst_rtsp_server, getattr(request, "param", "both"))
     camera.start()
     yield camera
     camera.kill()
@@ -211,11 +189,8 @@ class SoundServer:
 
 
 @pytest.fixture
-def sound_server(request: pytest.FixtureRequest) -> Iterator[SoundServer]:
+def sound_server(pulseaudio: None) -> Iterator[SoundServer]:
     """A sound server; who uses it runs with its ``environment``."""
-    for program in ("pulseaudio", "pactl", "paplay"):
-        if shutil.which(program) is None:
-            absent(request.config, "pulseaudio", f"no {program}")
     # Not tmp_path: the name of a Unix socket has 107 bytes at most.
     with tempfile.TemporaryDirectory(prefix="mic") as home:
         server = SoundServer(Path(home))

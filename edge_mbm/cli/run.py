@@ -30,7 +30,7 @@ from edge_mbm.cli.result_line import ResultLine
 from edge_mbm.cli.run_report import RunReport, print_report
 from edge_mbm.cli.service import Service, log_report
 from edge_mbm.cli.terminal import human, write_json, write_line
-from edge_mbm.errors import EdgeMbmError, InputError
+from edge_mbm.errors import EdgeMbmError, InputError, MissingDependencyError
 from edge_mbm.runtime.bundle import Bundle, load
 from edge_mbm.runtime.governor import GovernorOptions
 from edge_mbm.runtime.live import Live, open_live
@@ -40,6 +40,7 @@ from edge_mbm.runtime.scoring import Scorer, read_truth
 from edge_mbm.runtime.session import SessionOptions
 from edge_mbm.runtime.sinks import JsonLines
 from edge_mbm.runtime.summary import RunSummary
+from edge_mbm.runtime.tracing import Tracing
 
 __all__ = ["Playing", "ResultOutput", "play", "run"]
 
@@ -83,6 +84,7 @@ class Playing:
         realtime: see ``open_live``.
         service: what tells the service manager how it goes, where there is one.
         metrics: port to serve Prometheus metrics on, or None.
+        trace: whether results become OpenTelemetry spans.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Playing:
     realtime: bool
     service: Service | None = None
     metrics: int | None = None
+    trace: bool = False
 
 
 @dataclass
@@ -138,6 +141,12 @@ def run(
             show_default=False,
         ),
     ] = None,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Give each result's stages to OpenTelemetry, as its environment says.")
+    ] = False,
+    isolate: Annotated[
+        bool, typer.Option("--isolate", help="Open each device in a process of its own: a driver may hang or crash.")
+    ] = False,
     service: Annotated[
         bool,
         typer.Option(
@@ -170,11 +179,19 @@ def run(
             realtime=not fast,
             service=under,
             metrics=metrics,
+            trace=trace,
         )
         opened = stack.enter_context(load(bundle))
         governor = GovernorOptions() if govern else None
         live = open_live(
-            opened, source, video=video, audio=audio, options=options, realtime=not fast, governor=governor
+            opened,
+            source,
+            video=video,
+            audio=audio,
+            options=options,
+            realtime=not fast,
+            governor=governor,
+            isolation="process" if isolate else "thread",
         )
         play(opened, live, playing)
 
@@ -234,6 +251,8 @@ def _takers(
         stack.callback(metrics.close)
         metrics.serve(playing.metrics)
         takers.append(metrics.add)
+    if playing.trace:
+        takers.append(_tracing().add)
     if (scorer := counts.scorer) is not None:
         takers.append(lambda result: scorer.add(result, result.t_capture - live.origin))
     if not out.quiet:
@@ -243,6 +262,14 @@ def _takers(
         write_line(lines.header(), stream)
         takers.append(lambda result: write_line(lines.line(result), stream))
     return takers
+
+
+def _tracing() -> Tracing:
+    tracing = Tracing()
+    if not tracing.enabled:
+        remedy = "pip install 'edge-mbm[telemetry]' opentelemetry-sdk"
+        raise MissingDependencyError("opentelemetry", "tracing results", remedy)
+    return tracing
 
 
 def _stream(results: Iterable[Result], takers: list[Callable[[Result], None]], limit: int | None) -> bool:

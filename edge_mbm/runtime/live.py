@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from msgspec import structs
 
@@ -25,6 +25,7 @@ from edge_mbm.runtime.result import Result
 from edge_mbm.runtime.session import Session, SessionOptions
 from edge_mbm.runtime.source import Source
 from edge_mbm.runtime.status import LiveStatus
+from edge_mbm.runtime.wall import WallClock
 from edge_mbm.runtime.worker import Worker
 from edge_mbm.spec import AudioModality, ImageModality, Manifest
 
@@ -52,6 +53,7 @@ def open_live(
     clock: Clock | None = None,
     load_engine: EngineLoader | None = None,
     governor: GovernorOptions | None = None,
+    isolation: Literal["thread", "process"] = "thread",
 ) -> Live:
     """Load a bundle and stream sources through it; use it in a ``with``, and iterate over it.
 
@@ -68,6 +70,7 @@ def open_live(
         clock: monotonic time, for tests.
         load_engine: see ``Bundle.session``.
         governor: see ``Live``.
+        isolation: "process" opens each device in a process of its own: see ``open_source``.
 
     Raises:
         BundleError, InputError, EngineError, SourceError, MissingDependencyError: whatever cannot be opened.
@@ -75,7 +78,8 @@ def open_live(
     with ExitStack() as undo:
         opened = bundle if isinstance(bundle, Bundle) else load(bundle)
         sources: list[Source] = []
-        for feed in _opened(opened.manifest, source, video, audio, clock):
+        opening = _Opening(opened.manifest, clock, isolation)
+        for feed in opening.sources(source, video, audio):
             undo.callback(feed.close)
             sources.append(feed)
         session = opened.session(options, load_engine=load_engine)
@@ -126,7 +130,8 @@ class Live:
         self._failures = Failures(max_failures)
         self._governor = Governor(levers(session), governor) if realtime and governor is not None else None
         self._heat = HeatReader() if self._governor is not None else None
-        self._govern_at = 0
+        self._wall = WallClock()
+        self._tick_at = 0
         self._changed = threading.Condition()
         self._news = False
         self._results: Iterator[Result] | None = None
@@ -301,7 +306,7 @@ class Live:
         self._wake(self.session.want_results())
         try:
             while not self._closed:
-                self._govern()
+                self._tick()
                 is_over = self.session.is_over()
                 if (result := self._collect()) is not None:
                     return result
@@ -337,12 +342,15 @@ class Live:
             if worker.encoder in encoders:
                 worker.wake()
 
-    def _govern(self) -> None:
-        """About once a second: do what the governor makes of the stream."""
+    def _tick(self) -> None:
+        """About once a second: a step of wall time is noted, and what the governor makes of the stream is done."""
         now = self._clock.now()
-        if self._governor is None or self._heat is None or now < self._govern_at:
+        if now < self._tick_at:
             return
-        self._govern_at = now + _SECOND
+        self._tick_at = now + _SECOND
+        self._wall.check()
+        if self._governor is None or self._heat is None:
+            return
         for action in self._governor.update(self.status(), self._heat.read()):
             self.session.hold_rate(action.encoder, action.min_interval_ns)
             warn(__name__, "%s", action.note)
@@ -368,34 +376,36 @@ class Live:
             self._changed.notify()
 
 
-def _opened(
-    manifest: Manifest,
-    source: Address | Sequence[Source] | None,
-    video: Address | None,
-    audio: Address | None,
-    clock: Clock | None,
-) -> Iterator[Source]:
-    """The sources one after the other, so that those before can be closed if one fails to open."""
-    image_name = next((name for name, m in manifest.modalities.items() if isinstance(m, ImageModality)), None)
-    audio_name = next((name for name, m in manifest.modalities.items() if isinstance(m, AudioModality)), None)
-    if source is None and video is None and audio is None:
-        raise SourceError("nothing to stream: give a source, or video and audio")
-    if video is not None and video == audio:
-        source, video, audio = video, None, None
-    if isinstance(source, list | tuple):
-        yield from source
-    elif source is not None:
-        yield _open(source, image_name, audio_name, clock)
-    if video is not None:
-        yield _open(video, image_name, None, clock)
-    if audio is not None:
-        yield _open(audio, None, audio_name, clock)
+class _Opening:
+    """Opens what is addressed, under the bundle's names for picture and sound."""
 
+    def __init__(self, manifest: Manifest, clock: Clock | None, isolation: Literal["thread", "process"]) -> None:
+        self._image = next((name for name, m in manifest.modalities.items() if isinstance(m, ImageModality)), None)
+        self._audio = next((name for name, m in manifest.modalities.items() if isinstance(m, AudioModality)), None)
+        self._clock = clock
+        self._isolation = isolation
 
-def _open(source: Any, image: str | None, audio: str | None, clock: Clock | None) -> Source:
-    from edge_mbm.runtime.sources import open_source  # noqa: PLC0415 - a robot that pushes needs none of them
+    def sources(
+        self, source: Address | Sequence[Source] | None, video: Address | None, audio: Address | None
+    ) -> Iterator[Source]:
+        """One after the other, so that those before can be closed if one fails to open."""
+        if source is None and video is None and audio is None:
+            raise SourceError("nothing to stream: give a source, or video and audio")
+        if video is not None and video == audio:
+            source, video, audio = video, None, None
+        if isinstance(source, list | tuple):
+            yield from source
+        elif source is not None:
+            yield self._open(source, self._image, self._audio)
+        if video is not None:
+            yield self._open(video, self._image, None)
+        if audio is not None:
+            yield self._open(audio, None, self._audio)
 
-    return open_source(source, image=image, audio=audio, clock=clock)
+    def _open(self, source: Any, image: str | None, audio: str | None) -> Source:
+        from edge_mbm.runtime.sources import open_source  # noqa: PLC0415 - a robot that pushes needs none of them
+
+        return open_source(source, image=image, audio=audio, clock=self._clock, isolation=self._isolation)
 
 
 def _check_feeds(session: Session, sources: Sequence[Source], *, realtime: bool) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from edge_mbm.runtime.log import warn
+
 __all__ = ["WallClock"]
 
 _SECOND = 1_000_000_000
@@ -44,10 +46,7 @@ class WallClock:
         if abs(step) <= self._threshold_ns:
             return None
         self.steps += 1
-        import logging  # noqa: PLC0415 - takes longer to import than this module; rarely needed
-
-        message = "wall time stepped by %+.3f s; streams go by monotonic time and are not affected"
-        logging.getLogger(__name__).warning(message, step / _SECOND)
+        warn(__name__, "wall time stepped by %+.3f s; streams go by monotonic time, which did not", step / _SECOND)
         return step
 
     def _now(self) -> int:

@@ -93,8 +93,8 @@ class Tap:
     """
 
     def __init__(self, address: str, modality: str, capacity: int) -> None:
-        other = {"image": "audio", "audio": "image"}[modality]
-        source: Source = open_source(address, **{other: None})
+        image, audio = (modality, None) if modality == "image" else (None, modality)
+        source: Source = open_source(address, image=image, audio=audio)
         assert isinstance(source, Supervised)
         self._source = source
         self._kept: deque[Sample] = deque(maxlen=capacity)

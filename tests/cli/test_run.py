@@ -76,6 +76,16 @@ def test_media_time_is_written_at_real_time_too(cli: Callable[..., Any], clip: P
 
 
 @needs_all
+def test_picture_and_sound_may_have_addresses_of_their_own(cli: Callable[..., Any], clip: Path) -> None:
+    """The same file for both is played once; nothing at all, or everything twice, is refused."""
+    together = cli("run", tiny_bundle(), "--source", clip, "--fast", "--quiet")
+    apart = cli("run", tiny_bundle(), "--video", clip, "--audio", clip, "--fast", "--quiet")
+    assert (apart.code, together.code) == (0, 0)
+    assert apart.out.splitlines()[1].split()[:3] == together.out.splitlines()[1].split()[:3]
+    assert cli("run", tiny_bundle()).code == 2
+    assert cli("run", tiny_bundle(), "--source", clip, "--video", clip, "--audio", clip).code == 2
+
+
 def test_results_on_stdout_leave_people_stderr(cli: Callable[..., Any], clip: Path) -> None:
     """Every line of stdout is JSON; quiet leaves the summary."""
     done = cli("run", tiny_bundle(), "--source", clip, "--fast", "--output", "-")

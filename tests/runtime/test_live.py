@@ -14,7 +14,9 @@ import pytest
 import edge_mbm
 from edge_mbm import Live, Sample, SessionOptions
 from edge_mbm.errors import EdgeMbmError, EngineError, InputError, SessionClosedError, SourceError
+from edge_mbm.runtime.governor import Action, GovernorOptions
 from edge_mbm.runtime.source import MEDIA
+from edge_mbm.runtime.wall import WallClock
 from edge_mbm.spec import Component
 from edge_mbm.testing import FakeClock, NullEngine, ScriptedSource, tiny_bundle
 
@@ -463,6 +465,61 @@ def test_its_status_says_what_everything_does() -> None:
         assert (head.name, head.results, head.last, head.enabled) == ("color", 1, stream.origin + 10 * MS, True)
         assert not any(status.losses.values())
         assert "last result" in stream.explain()["color"]
+
+
+def test_a_step_of_wall_time_is_noted_and_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A minute forwards or back, by hand or by NTP, in the middle of a stream."""
+    wall = [1_700_000_000 * SECOND]
+    monkeypatch.setattr(
+        edge_mbm.runtime.live, "WallClock", lambda: WallClock(wall=lambda: wall[0], monotonic=lambda: 0)
+    )
+    source, clock = GatedSource(), FakeClock()
+    with live(source, clock=clock) as stream:
+        ages = []
+        for k, step in enumerate((0, 60, -120)):
+            wall[0] += step * SECOND
+            clock.advance(2 * SECOND - 40 * MS * (k > 0))
+            source.give(frame(clock.now() + 40 * MS))
+            ages.append(next(stream).age)
+        assert max(ages) < SECOND
+    assert [record.args for record in caplog.records] == [(60.0,), (-120.0,)]
+
+
+class Strict:
+    """In place of the governor, whose policy has tests of its own: holds the encoder at its second look."""
+
+    def __init__(self, *_: Any) -> None:
+        self.notes: tuple[str, ...] = ()
+        self._looks = 0
+
+    def update(self, *_: Any) -> list[Action]:
+        self._looks += 1
+        if self._looks != 2:
+            return []
+        self.notes = ("image_encoder held to 10 Hz: overload",)
+        return [Action("image_encoder", 100 * MS, self.notes[0])]
+
+
+def test_what_the_governor_says_is_done(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Asked once a second of the stream's clock; frames that come too soon are left out, and the status says why."""
+    monkeypatch.setattr(edge_mbm.runtime.live, "Governor", Strict)
+    source, clock = GatedSource(), FakeClock()
+    tiny = {"options": SessionOptions(heads=("color",)), "clock": clock, "load_engine": Engines()}
+    with edge_mbm.open(tiny_bundle(), source, governor=GovernorOptions(), **tiny) as stream:
+        source.give(frame(0))
+        next(stream)
+        assert stream.status().notes == ()
+        clock.advance(SECOND)
+        source.give(frame(SECOND))
+        next(stream)
+        source.give(frame(SECOND + 50 * MS), frame(SECOND + 100 * MS))
+        result = next(stream)
+        assert (result.t_capture, result.dropped) == (SECOND + 100 * MS, 1)
+        assert stream.status().notes == ("image_encoder held to 10 Hz: overload",)
+        assert [encoder.min_interval_ns for encoder in stream.status().encoders] == [100 * MS]
+    assert "held to 10 Hz" in caplog.text
 
 
 # --- opening ---------------------------------------------------------------------------------------------------------

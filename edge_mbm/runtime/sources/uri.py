@@ -8,7 +8,8 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeAlias
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from edge_mbm.errors import InputError, SourceError
@@ -16,15 +17,20 @@ from edge_mbm.runtime.clock import Clock
 from edge_mbm.runtime.source import Source
 from edge_mbm.runtime.sources.camera import CameraOptions, CameraSource, open_csi, open_v4l2
 from edge_mbm.runtime.sources.file import FileSource
+from edge_mbm.runtime.sources.isolate import isolated
 from edge_mbm.runtime.sources.mask import mask
 from edge_mbm.runtime.sources.microphone import MicrophoneOptions, MicrophoneSource
 from edge_mbm.runtime.sources.stream import StreamOptions, StreamSource
 from edge_mbm.runtime.sources.supervise import Supervised, Supervision
 
-__all__ = ["SCHEMES", "open_source"]
+__all__ = ["SCHEMES", "Isolation", "open_source"]
 
 AUDIO_BLOCKS = 500
 """Blocks of sound that wait in front of a busy program: 10 s of 20 ms."""
+
+SLOT_BYTES = 1920 * 1080 * 3
+"""The largest frame from a process of its own."""
+Isolation: TypeAlias = Literal["thread", "process"]
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -50,6 +56,7 @@ def open_source(
     audio: str | None = "audio",
     clock: Clock | None = None,
     supervision: Supervision | None = None,
+    isolation: Isolation = "thread",
 ) -> Source:
     """Open what an address names.
 
@@ -71,6 +78,9 @@ def open_source(
         audio: modality that sound is; None to leave it out.
         clock: monotonic time.
         supervision: how patient to be with a device.
+        isolation: "process" opens a device in a process of its own, for a driver that may hang or crash; frames up to
+            1920x1080 come through shared memory, without a copy more. The program's own start must then be behind
+            ``if __name__ == "__main__"``.
 
     Raises:
         InputError: an option that is unknown or has a wrong value.
@@ -89,11 +99,17 @@ def open_source(
     if kind not in _LIVE:
         raise SourceError(f"{mask(text)} is of no known kind. {_did_you_mean(kind, SCHEMES)}")
     live = _LIVE[kind](text, names, clock)
-    supervised = Supervised(
-        text, live.open, live.modalities, audio_blocks=AUDIO_BLOCKS, options=supervision, clock=clock
-    )
+    opener = live.open if isolation == "thread" else isolated(partial(_open_device, text, names), slot_bytes=SLOT_BYTES)
+    supervised = Supervised(text, opener, live.modalities, audio_blocks=AUDIO_BLOCKS, options=supervision, clock=clock)
     supervised.prepare()
     return supervised
+
+
+def _open_device(text: str, names: _Names) -> Source:
+    """Open a device by its address, in whatever process this is."""
+    scheme = _SCHEME.match(text)
+    assert scheme is not None
+    return _LIVE[scheme[1].lower()](text, names, None).open()
 
 
 def _open_file(path: str, names: _Names) -> Source:

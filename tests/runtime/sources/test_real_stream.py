@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import queue
 import threading
 import time
@@ -12,9 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+import edge_mbm
 from edge_mbm.errors import SourceError
 from edge_mbm.runtime.source import Sample
 from edge_mbm.runtime.sources import StreamOptions, StreamSource, Supervised, Supervision, open_source
+from edge_mbm.testing import tiny_bundle
 
 MS, SECOND = 1_000_000, 1_000_000_000
 pytestmark = [pytest.mark.needs("av"), pytest.mark.timeout(120)]
@@ -214,3 +217,15 @@ def test_one_that_accepts_and_says_nothing_is_given_up(silent_port: int) -> None
     """A server that never answers costs the time limit for opening, not a thread."""
     with pytest.raises(SourceError, match=r"did not answer within 0.2 s"):
         StreamSource(f"rtsp://127.0.0.1:{silent_port}/live", options=StreamOptions(open_timeout_s=0.2))
+
+
+@pytest.mark.needs("onnxruntime")
+def test_a_stream_may_be_opened_in_a_process_of_its_own(rtsp_camera: Any) -> None:
+    """By its address: pictures come from another process, and are answered as from this one."""
+    options = edge_mbm.SessionOptions(heads=("color",))
+    with edge_mbm.open(tiny_bundle(), video=rtsp_camera.url, options=options, isolation="process") as live:
+        children = multiprocessing.active_children()
+        results = list(itertools.islice(live, 3))
+        assert [result.seq for result in results] == [0, 1, 2]
+        assert [child.name for child in children] == ["edge-mbm-source"]
+    assert not multiprocessing.active_children()

@@ -141,7 +141,6 @@ def measure_heads(job: Job) -> Found:
 
 def measure(job: Job) -> Found:
     """All streams of a job, in this process."""
-    edge_mbm.load(tiny_bundle()).close()  # before the threads: msgspec's first use of a type is not safe in several
     over = threading.Event()
     ages: list[list[float]] = [[] for _ in range(job.streams)]
     threads = [threading.Thread(target=consume, args=(job, k, over, ages[k])) for k in range(job.streams)]

@@ -25,7 +25,7 @@ from edge_mbm.runtime.source import Sample, Source
 from edge_mbm.runtime.sources import open_source
 from edge_mbm.spec import AudioModality, ImageModality, Manifest
 
-__all__ = ["RecordReport", "record"]
+__all__ = ["RecordReport", "record", "room"]
 
 _SECOND = 1_000_000_000
 _LEFT_FREE = 1 << 30
@@ -97,7 +97,7 @@ def record(
     Example: edge-mbm record --video v4l2:///dev/video0 --audio mic://default -o session.mcap --seconds 60
     """
     asked = RecordOptions(
-        max_bytes=_room(output) if max_mib is None else max_mib << 20,
+        max_bytes=room(output) if max_mib is None else max_mib << 20,
         frames="raw" if raw else "jpeg",
         jpeg_quality=jpeg_quality,
         compression="zstd" if zstd else "none",
@@ -159,7 +159,8 @@ def _names(manifest: Manifest | None) -> tuple[str | None, str | None]:
     return next(iter(images), None), next(iter(sounds), None)
 
 
-def _room(output: Path) -> int:
+def room(output: Path) -> int:
+    """Bytes that a recording may take: all that is free but 1 GiB."""
     try:
         return max(1, shutil.disk_usage(output.absolute().parent).free - _LEFT_FREE)
     except OSError as error:

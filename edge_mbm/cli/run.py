@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -26,19 +26,23 @@ from edge_mbm.cli.options import (
     VideoAddress,
     addresses,
 )
+from edge_mbm.cli.record import room
 from edge_mbm.cli.result_line import ResultLine
 from edge_mbm.cli.run_report import RunReport, print_report
 from edge_mbm.cli.service import Service, log_report
 from edge_mbm.cli.terminal import human, write_json, write_line
-from edge_mbm.errors import EdgeMbmError, InputError, MissingDependencyError
+from edge_mbm.errors import DeviceError, EdgeMbmError, InputError, MissingDependencyError
 from edge_mbm.runtime.bundle import Bundle, load
 from edge_mbm.runtime.governor import GovernorOptions
 from edge_mbm.runtime.live import Live, open_live
+from edge_mbm.runtime.log import warn
 from edge_mbm.runtime.metrics import Metrics
+from edge_mbm.runtime.recording import Recorder, RecordOptions
 from edge_mbm.runtime.result import Result
 from edge_mbm.runtime.scoring import Scorer, read_truth
 from edge_mbm.runtime.session import SessionOptions
 from edge_mbm.runtime.sinks import JsonLines
+from edge_mbm.runtime.source import Sample
 from edge_mbm.runtime.summary import RunSummary
 from edge_mbm.runtime.tracing import Tracing
 
@@ -85,6 +89,7 @@ class Playing:
         service: what tells the service manager how it goes, where there is one.
         metrics: port to serve Prometheus metrics on, or None.
         trace: whether results become OpenTelemetry spans.
+        record: the .mcap file to write samples and results to, or None.
     """
 
     name: str
@@ -95,6 +100,7 @@ class Playing:
     service: Service | None = None
     metrics: int | None = None
     trace: bool = False
+    record: Path | None = None
 
 
 @dataclass
@@ -141,6 +147,16 @@ def run(
             show_default=False,
         ),
     ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            "--record",
+            metavar="FILE",
+            help="Also write what comes and what is answered to a new .mcap file, frames as JPEG.",
+            show_default=False,
+            rich_help_panel="Output",
+        ),
+    ] = None,
     trace: Annotated[
         bool, typer.Option("--trace", help="Give each result's stages to OpenTelemetry, as its environment says.")
     ] = False,
@@ -180,6 +196,7 @@ def run(
             service=under,
             metrics=metrics,
             trace=trace,
+            record=record,
         )
         opened = stack.enter_context(load(bundle))
         governor = GovernorOptions() if govern else None
@@ -214,12 +231,14 @@ def play(bundle: Bundle, stream: Live, playing: Playing) -> None:
         counts = _Counts(_scorer(playing.name, playing.truth))
         closing.pop_all()
     with (
+        _recorded(stream, playing) as recording,
         stream as live,
         nullcontext() if service is None else service.watching(live),
     ):
         try:
             with ExitStack() as stack:
-                takers = [*_takers(bundle, live, playing, counts, stack)]
+                takers = _takers(bundle, live, playing, counts, stack)
+                takers += [] if recording is None else [recording.result]
                 results = live if service is None else service.results(live)
                 counts.finished = _stream(results, takers, playing.limit) and not (service and service.ended)
         except (EdgeMbmError, KeyboardInterrupt):
@@ -262,6 +281,49 @@ def _takers(
         write_line(lines.header(), stream)
         takers.append(lambda result: write_line(lines.line(result), stream))
     return takers
+
+
+@contextmanager
+def _recorded(stream: Live, playing: Playing) -> Iterator[_Recording | None]:
+    """What taps the stream, inside, and closes its file afterwards."""
+    if playing.record is None:
+        yield None
+        return
+    timing: Literal["media", "monotonic"] = "monotonic" if playing.realtime else "media"
+    options = RecordOptions(max_bytes=room(playing.record), frames="jpeg")
+    only = [m for m in stream.session.manifest.modalities for source in stream.sources if m in source.modalities]
+    with Recorder(playing.record, stream.session.manifest, options, only=only, timing=timing) as recorder:
+        recording = _Recording(recorder, wait=not playing.realtime)
+        stream.tap(recording.sample)
+        yield recording
+
+
+class _Recording:
+    """A recorder that ends by itself when its disk is full: the stream goes on."""
+
+    def __init__(self, recorder: Recorder, *, wait: bool) -> None:
+        self._recorder = recorder
+        self._wait = wait
+        self._is_over = False
+
+    def sample(self, sample: Sample) -> None:
+        """Write a sample."""
+        with self._ending():
+            self._recorder.push(sample.modality, sample.data, sample.t, rate=sample.rate, wait=self._wait)
+
+    def result(self, result: Result) -> None:
+        """Write an answer."""
+        with self._ending():
+            self._recorder.write(result)
+
+    @contextmanager
+    def _ending(self) -> Iterator[None]:
+        try:
+            yield
+        except DeviceError as error:
+            if not self._is_over:
+                warn(__name__, "the recording ends, the stream goes on: %s", error)
+            self._is_over = True
 
 
 def _tracing() -> Tracing:

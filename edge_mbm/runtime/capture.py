@@ -28,10 +28,12 @@ class Capture:
         session: to push into.
         source: a recording's times are shifted by ``origin``; a device's are taken as they are.
         clock: to pace with.
-        on_push: told the modality of each sample after it was pushed, and None when the source has ended.
+        on_push: told of each sample that was pushed, its time as the session has it; None when the source has ended.
     """
 
-    def __init__(self, session: Session, source: Source, clock: Clock, on_push: Callable[[str | None], None]) -> None:
+    def __init__(
+        self, session: Session, source: Source, clock: Clock, on_push: Callable[[Sample | None], None]
+    ) -> None:
         self.source = source
         self.origin = 0
         self.samples = self.refused = 0
@@ -110,15 +112,16 @@ class Capture:
     def _push(self, sample: Sample) -> None:
         if sample.modality not in self._session.manifest.modalities:
             return
+        sample = sample._replace(t=self.origin + sample.t)
         try:
-            self._session.push(sample.modality, sample.data, self.origin + sample.t, rate=sample.rate)
+            self._session.push(sample.modality, sample.data, sample.t, rate=sample.rate)
         except InputError as error:
             self._refuse(sample, error)
             return
         if self.samples == 0:
             self._since = self._clock.now()
-        self.samples, self.last = self.samples + 1, self.origin + sample.t
-        self._on_push(sample.modality)
+        self.samples, self.last = self.samples + 1, sample.t
+        self._on_push(sample)
 
     def _refuse(self, sample: Sample, error: Any) -> None:
         self.refused += 1

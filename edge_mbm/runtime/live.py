@@ -23,7 +23,7 @@ from edge_mbm.runtime.heat import HeatReader
 from edge_mbm.runtime.log import warn
 from edge_mbm.runtime.result import Result
 from edge_mbm.runtime.session import Session, SessionOptions
-from edge_mbm.runtime.source import Source
+from edge_mbm.runtime.source import Sample, Source
 from edge_mbm.runtime.status import LiveStatus
 from edge_mbm.runtime.wall import WallClock
 from edge_mbm.runtime.worker import Worker
@@ -132,6 +132,7 @@ class Live:
         self._heat = HeatReader() if self._governor is not None else None
         self._wall = WallClock()
         self._tick_at = 0
+        self._tap: Callable[[Sample], None] | None = None
         self._changed = threading.Condition()
         self._news = False
         self._results: Iterator[Result] | None = None
@@ -211,6 +212,15 @@ class Live:
         """Per head, in words, why it has not fired, or when it last did."""
         return self.session.explain(self._clock.now())
 
+    def tap(self, taker: Callable[[Sample], None]) -> None:
+        """Give every sample that was pushed to ``taker`` too, such as a recorder.
+
+        Args:
+            taker: called in the capturing threads, with times on the session's clock; it must be quick, keep nothing
+                of the data without a copy, and raise nothing: what it raises ends the source.
+        """
+        self._tap = taker
+
     # --- life --------------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
@@ -270,6 +280,8 @@ class Live:
             if sample.modality not in self.session.manifest.modalities:
                 continue  # a recording may hold more than the bundle wants
             self.session.push(sample.modality, sample.data, sample.t, rate=sample.rate)
+            if self._tap is not None:
+                self._tap(sample)
             yield from self._polled(self.session.poll)
         yield from self._polled(self.session.finish)
 
@@ -363,12 +375,14 @@ class Live:
                 self._changed.wait(patience)
             self._news = False
 
-    def _pushed(self, modality: str | None) -> None:
+    def _pushed(self, sample: Sample | None) -> None:
         for worker in self._workers:
-            if modality is None or self.session.reads(worker.encoder, modality):
+            if sample is None or self.session.reads(worker.encoder, sample.modality):
                 worker.wake()
-        if modality is None or self.session.is_settling:
+        if sample is None or self.session.is_settling:
             self._notify()
+        if sample is not None and self._tap is not None:
+            self._tap(sample)
 
     def _notify(self) -> None:
         with self._changed:

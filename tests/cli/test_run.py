@@ -86,6 +86,18 @@ def test_picture_and_sound_may_have_addresses_of_their_own(cli: Callable[..., An
     assert cli("run", tiny_bundle(), "--source", clip, "--video", clip, "--audio", clip).code == 2
 
 
+def test_what_came_and_what_was_answered_may_be_recorded(cli: Callable[..., Any], clip: Path, tmp_path: Path) -> None:
+    """A replay of the recording gives as many answers at the same times."""
+    made, again = tmp_path / "run.jsonl", tmp_path / "replay.jsonl"
+    ran = cli("run", tiny_bundle(), "--source", clip, "--fast", "-q", "-o", made, "--record", tmp_path / "run.mcap")
+    assert (ran.code, ran.err) == (0, "")
+    replayed = cli("replay", tmp_path / "run.mcap", "--bundle", tiny_bundle(), "-q", "-o", again)
+    assert replayed.code == 0
+    times = [[json.loads(line)["t_capture"] for line in path.read_text().splitlines()] for path in (made, again)]
+    assert times[0] == times[1]
+    assert len(times[0]) > 10
+
+
 def test_results_on_stdout_leave_people_stderr(cli: Callable[..., Any], clip: Path) -> None:
     """Every line of stdout is JSON; quiet leaves the summary."""
     done = cli("run", tiny_bundle(), "--source", clip, "--fast", "--output", "-")

@@ -41,6 +41,8 @@ class Connection:
         self._done = threading.Event()
         self._retired = False
         self._closer: threading.Thread | None = None
+        self._starting = threading.Lock()
+        """Held while the closer starts: one that is seen can be joined."""
         self._thread = threading.Thread(target=self._run, name=f"edge-mbm-source-{next(_numbers)}", daemon=True)
         self._thread.start()
 
@@ -76,8 +78,9 @@ class Connection:
         self._reading.set()
         if first and self.source is not None and not self.done:
             # From another thread, because this is what wakes a source that waits, and because it may get stuck itself.
-            self._closer = threading.Thread(target=self._close, name=f"{self.thread_name}-close", daemon=True)
-            self._closer.start()
+            with self._starting:
+                self._closer = threading.Thread(target=self._close, name=f"{self.thread_name}-close", daemon=True)
+                self._closer.start()
         return self._done.wait(timeout_s)
 
     def _run(self) -> None:
@@ -107,8 +110,10 @@ class Connection:
 
     def _await_closer(self) -> None:
         """Closing twice is quick the second time, though the first is still at it."""
-        if self._closer is not None and self._closer.ident is not None:
-            self._closer.join()
+        with self._starting:
+            closer = self._closer
+        if closer is not None:
+            closer.join()
 
     def _close(self) -> None:
         if self.source is None:

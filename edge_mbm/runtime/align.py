@@ -94,6 +94,11 @@ class Aligner:
             return Match(pivot.t, inputs, missing, max(times) - min(times), wait, self._take_dropped())
         return None
 
+    def failed_on(self, match: Match) -> None:
+        """The head failed on a match: it is lost, and what it was to report is for the next one to say."""
+        self.failed += 1
+        self._dropped_reported -= match.dropped
+
     def mark(self) -> None:
         """The consumer leaves: what comes from now on overtakes what is left."""
         self._is_overtaken = False

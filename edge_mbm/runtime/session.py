@@ -324,7 +324,8 @@ class Session:
         try:
             return head.result(match)
         except EngineError:
-            head.aligner.failed += 1
+            with self._lock:
+                head.aligner.failed_on(match)
             raise
 
     def _newest(self) -> int:

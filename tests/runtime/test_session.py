@@ -315,6 +315,29 @@ def test_each_head_gives_its_own_results() -> None:
         assert [(r.head, r.seq) for r in session.poll(300 * MS)] == [("event", 0), ("color", 1)]
 
 
+def test_what_a_failed_result_was_to_report_the_next_one_reports() -> None:
+    """Four frames were replaced by the one on which the head failed: the next result counts all five."""
+    fails = False
+
+    def compute(inputs: Any, _: Any) -> None:
+        if fails and "color" in inputs:
+            raise EngineError("a passing fault")
+
+    def engine(name: str, component: Component, graph: bytes) -> NullEngine:
+        return NullEngine(name, component, graph, compute=compute)
+
+    with tiny(engine, heads=("color",)) as session:
+        for t in range(5):
+            session.push("image", BLACK, t)
+        fails = True
+        with pytest.raises(EngineError, match="a passing fault"):
+            session.poll()
+        fails = False
+        session.push("image", BLACK, 5)
+        assert [result.dropped for result in session.poll()] == [5]
+        assert session.stats()["color.failed"] == 1
+
+
 def test_frames_that_were_replaced_are_reported() -> None:
     """Three frames before a poll are one result that says two were dropped; losses from outside are added."""
     with tiny(NullEngine, heads=("color",)) as session:

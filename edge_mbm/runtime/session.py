@@ -134,9 +134,8 @@ class Session:
         """
         stream, t = self._stream(modality), _as_time(t)
         if isinstance(stream, AudioStream):
-            samples = as_waveform(data)
             with self._lock:
-                broken = stream.push(samples, t, rate)
+                broken = stream.push(data, t, rate)
                 for node, is_broken in zip(self._listeners(modality), broken, strict=True):
                     node.starts_anew |= is_broken
         elif stream is not None:

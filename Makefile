@@ -38,6 +38,8 @@ $(STAMPS)/setup: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@# Without its torchvision, of which there is no build beside a CPU-only torch everywhere.
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps timm
 	@mkdir -p $(STAMPS) && touch $@
 
 demo: system setup ## train, export and stream the audio-visual digits
@@ -78,7 +80,7 @@ $(STAMPS)/wheel-%: $(STAMPS)/setup $(shell find edge_mbm -name '*.py' -o -name '
 	$(BIN)/python -m build --wheel --outdir dist-$* . >/dev/null && \
 	$$python -m venv .venv-$* && \
 	.venv-$*/bin/pip install --quiet --disable-pip-version-check --force-reinstall --no-deps dist-$*/*.whl && \
-	.venv-$*/bin/pip install --quiet --disable-pip-version-check "$$(ls dist-$*/*.whl)[cpu,video,audio,telemetry]" \
+	.venv-$*/bin/pip install --quiet --disable-pip-version-check "$$(ls dist-$*/*.whl)[cpu,video,audio,telemetry,text]" \
 	    pytest pytest-timeout hypothesis mcap opentelemetry-sdk && \
 	rm -rf dist-$* && touch $@
 

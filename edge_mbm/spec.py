@@ -44,6 +44,7 @@ __all__ = [
     "Manifest",
     "Modality",
     "Output",
+    "ParserCheck",
     "Preprocess",
     "Present",
     "Provenance",
@@ -327,6 +328,15 @@ class Decision(Record, frozen=True, kw_only=True):
     reason: str
 
 
+class ParserCheck(Record, frozen=True, kw_only=True):
+    """Whether a target's own parser and builder took a graph, on the workstation."""
+
+    where: Annotated[str, Meta(max_length=200)]
+    """Which parser and builder, of which version, for which hardware."""
+    accepted: bool
+    problem: Annotated[str, Meta(max_length=2000)] = ""
+
+
 class Variant(Record, frozen=True, kw_only=True):
     """One precision of one component's graph for one kind of target, with the evidence for its decision.
 
@@ -341,6 +351,10 @@ class Variant(Record, frozen=True, kw_only=True):
     graph: Path | None = None
     error: ErrorFigures | None = None
     speed: SpeedFigures | None = None
+    made_by: Annotated[str, Meta(max_length=500)] = ""
+    """Quantizer or converter, its version and settings, and what it left in float."""
+    parsed: tuple[ParserCheck, ...] = ()
+    """By which parsers it was tried; what they accept says nothing of speed."""
 
 
 class _Component(Record, frozen=True, kw_only=True):

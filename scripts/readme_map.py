@@ -20,13 +20,15 @@ def summary(module: Path) -> str:
 
 
 def lines() -> list[str]:
-    """The map: modules of the package, then its rooms."""
+    """The map: modules of the package, then its rooms with theirs; a room inside a room is a line."""
     package = ROOT / "edge_mbm"
     found = [f"    edge_mbm/{module.name:28} {summary(module)}" for module in sorted(package.glob("*.py"))]
     for room in sorted(path.parent for path in package.glob("*/__init__.py")):
         found += ["", f"    edge_mbm/{room.name + '/':28} {summary(room / '__init__.py')}"]
         modules = sorted(module for module in room.glob("*.py") if not module.name.startswith("__"))
         found += [f"      {module.name:35} {summary(module)}" for module in modules]
+        inner = sorted(path.parent for path in room.glob("*/__init__.py"))
+        found += [f"      {path.name + '/':35} {summary(path / '__init__.py')}" for path in inner]
     return found
 
 

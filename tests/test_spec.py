@@ -144,7 +144,12 @@ def everything() -> dict[str, Any]:
                         "source": "text",
                         "tensor": tensor("batch", 16, dtype="int64"),
                         "preprocess": {"steps": "tokens", "asset": "words", "max_length": 16},
-                    }
+                    },
+                    "mask": {
+                        "source": "text",
+                        "tensor": tensor("batch", 16, dtype="int64"),
+                        "preprocess": {"steps": "tokens", "asset": "words", "max_length": 16, "gives": "mask"},
+                    },
                 },
                 "outputs": {"vector": embedding("batch", 8)},
                 "variants": variants(),
@@ -250,6 +255,24 @@ def test_components_are_ordered_after_what_they_use() -> None:
     assert manifest.modalities_of("who") == ("image", "audio", "text", "imu")
 
 
+def test_texts_without_a_tolerance_are_latched() -> None:
+    """Those that a head depends on, but for its pivot and where it limits their age; nothing else ever is."""
+    data = everything()
+    assert decode(data).latched("who") == ("text",)
+    data["components"]["who"]["tolerance_ns"]["text"] = 10
+    assert decode(data).latched("who") == ()
+    del data["components"]["who"]["tolerance_ns"]["text"]
+    data["components"]["who"]["pivot"] = "text"
+    data["components"]["who"]["tolerance_ns"]["image"] = 10
+    assert decode(data).latched("who") == ()
+
+
+def test_one_text_may_be_several_inputs() -> None:
+    """Ids and mask of one source are no joining."""
+    steps = [value.preprocess for value in decode(everything()).components["text_encoder"].inputs.values()]
+    assert [step.gives for step in steps if isinstance(step, spec.TokenSteps)] == ["ids", "mask"]
+
+
 # --- versions --------------------------------------------------------------------------------------------------------
 
 
@@ -350,6 +373,34 @@ BROKEN = {
         "text_encoder.inputs.ids.*'runes'",
     ),
     "asset not listed": (put("assets/people/path", "gone.txt"), "assets.people.path.*gone.txt"),
+    "text as it comes": (
+        drop("components/text_encoder/inputs/mask/preprocess"),
+        "text_encoder.inputs.mask.preprocess is RawSteps, but 'text' is text",
+    ),
+    "unknown part of a token": (put("components/text_encoder/inputs/mask/preprocess/gives", "soul"), "soul|gives"),
+    "tokens without end": (put("components/text_encoder/inputs/ids/preprocess/max_length", 1 << 17), "max_length"),
+    "encoder of two sources": (
+        put("components/text_encoder/inputs/mask", {"source": "imu", "tensor": tensor("batch", 6)}),
+        r"text_encoder reads \['imu', 'text'\].*Make it a head",
+    ),
+    "windowed encoder of two sources": (
+        put(f"{AUDIO}/inputs/motion", {"source": "motion_encoder.vector", "tensor": tensor("batch", 8)}),
+        r"audio_encoder reads \['audio', 'motion_encoder.vector'\]",
+    ),
+    "encoder of a head": (
+        put("components/scene_encoder/inputs/image", {"source": "who.distance", "tensor": tensor("batch", 1)}),
+        "scene_encoder.inputs.image.source is 'who.distance', a head's output",
+    ),
+    "head of a head": (
+        put(
+            "components/after",
+            {
+                **everything()["components"]["who"],
+                "inputs": {"distance": {"source": "who.distance", "tensor": tensor("batch", 1)}},
+            },
+        ),
+        "after.inputs.distance.source is 'who.distance', a head's output",
+    ),
     "missing window": (drop(f"{AUDIO}/window"), "audio_encoder.*window"),
     "hop of zero": (put(f"{AUDIO}/window/hop", 0), "hop"),
     "window shorter than a frame": (put(f"{AUDIO}/window/length", 100), "audio_encoder.window"),

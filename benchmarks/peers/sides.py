@@ -1,4 +1,4 @@
-"""Starts the sides of ``age_at_sink.py``: each in a process of its own, a peer in an environment of its own."""
+"""Starts the sides of the comparisons: each in a process of its own, a peer in an environment of its own."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ class Peer:
     python: str = sys.executable
     sees_system: bool = False
     """Whether it uses the packages of the interpreter that it's made from."""
+    alone: tuple[str, ...] = ()
+    """Requirements to be installed without what they ask for."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,15 @@ PEERS = {
     ),
     "depthai": Peer(("depthai", "onnxruntime"), "pip install depthai"),
     "mediapipe": Peer(("mediapipe", "onnxruntime"), "pip install mediapipe"),
+    "nncf": Peer(("nncf==3.4.*", "openvino", "onnx", "onnxruntime"), "pip install nncf openvino"),
+    "modelopt": Peer(
+        # Of its onnx extra all but a GPU's onnxruntime.
+        ("onnx==1.21.*", "onnxruntime", "torch==2.13.0", "nvidia-ml-py", "onnxslim", "onnx-graphsurgeon")
+        + ("onnxconverter-common", "cppimport", "pydantic", "rich", "safetensors", "scipy", "tqdm", "ninja", "pulp")
+        + ("packaging", "regex", "onnxscript", "ml_dtypes", "pillow", "setuptools", "lief", "polygraphy"),
+        "pip install 'nvidia-modelopt[onnx]'",
+        alone=("nvidia-modelopt==0.47.*",),
+    ),
 }
 
 SIDES = (
@@ -81,18 +92,20 @@ def environment(name: str, cache: Path, wheels: str | None) -> str:
     """
     peer, folder = PEERS[name], cache / name
     python, ready = folder / "bin" / "python", folder / "ready"
-    if ready.exists() and ready.read_text() == " ".join(peer.requirements):
+    wanted = " ".join((*peer.requirements, *peer.alone))
+    if ready.exists() and ready.read_text() == wanted:
         return str(python)
     sees = ["--system-site-packages"] if peer.sees_system else []
     make = [peer.python, "-m", "venv", "--clear", *sees, str(folder)]
     fill = [str(python), "-m", "pip", "install", "--quiet", *(["--find-links", wheels] if wheels else [])]
-    for command in (make, [*fill, *peer.requirements]):
+    last = [[*fill, "--no-deps", *peer.alone]] if peer.alone else []
+    for command in (make, [*fill, *peer.requirements], *last):
         try:
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
         except (OSError, subprocess.SubprocessError) as error:
             why = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
             raise Unavailable(f"not installed: {peer.remedy} ({why})") from error
-    ready.write_text(" ".join(peer.requirements))
+    ready.write_text(wanted)
     return str(python)
 
 

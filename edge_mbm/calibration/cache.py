@@ -17,15 +17,15 @@ import numpy as np
 
 from edge_mbm.calibration.histogram import Histogram
 from edge_mbm.calibration.ranges import TensorRanges
-from edge_mbm.errors import InputError
+from edge_mbm.errors import CalibrationError, InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["RangeCache", "range_key"]
+__all__ = ["RangeCache", "load_ranges", "pack_ranges", "range_key", "save_ranges", "unpack_ranges"]
 
 # Part of key and file name: count it up when the histogram or the file changes, and old files are never read.
-_FORMAT = "ranges-1"
+_FORMAT = "ranges-2"
 _KEY = re.compile(r"[0-9a-f]{64}")
 _SHA256_BYTES = 32
 
@@ -64,11 +64,9 @@ class RangeCache:
             InputError: the key is not one of ``range_key``.
         """
         try:
-            content = self._path(key).read_bytes()
-        except OSError:
+            return unpack_ranges(self._path(key).read_bytes())
+        except (OSError, CalibrationError):
             return None
-        packed, digest = content[:-_SHA256_BYTES], content[-_SHA256_BYTES:]
-        return _unpack(packed) if hashlib.sha256(packed).digest() == digest else None
 
     def store(self, key: str, ranges: TensorRanges) -> None:
         """Keep ranges under ``key``, in place of what was there; a reader sees the old file or the new, whole.
@@ -77,15 +75,60 @@ class RangeCache:
             InputError: the key is not one of ``range_key``.
             OSError: the folder cannot be written to.
         """
-        path = self._path(key)
-        packed = _pack(ranges)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        _write_atomically(path, packed + hashlib.sha256(packed).digest())
+        save_ranges(self._path(key), ranges)
 
     def _path(self, key: str) -> Path:
         if not _KEY.fullmatch(key):
             raise InputError(f"a key of the range cache is 64 hexadecimal digits from range_key(), got '{key}'")
         return self._folder / f"{key}.{_FORMAT}.npz"
+
+
+def save_ranges(path: Path, ranges: TensorRanges) -> None:
+    """Write ranges to a file, whole or not at all: what one machine saw of a part of the recordings.
+
+    ::
+
+        save_ranges(Path("part-0.npz"), collector.ranges)  # on each machine
+        parts = [load_ranges(path) for path in sorted(folder.glob("part-*.npz"))]  # on one
+        whole = functools.reduce(TensorRanges.merge, parts)
+
+    Raises:
+        OSError: it cannot be written there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_atomically(path, pack_ranges(ranges))
+
+
+def load_ranges(path: Path) -> TensorRanges:
+    """What ``save_ranges`` wrote.
+
+    Raises:
+        CalibrationError: there is no such file, or it is damaged.
+    """
+    try:
+        return unpack_ranges(path.read_bytes())
+    except OSError as error:
+        raise CalibrationError(f"no calibrated ranges at {path}: {error.strerror}") from error
+    except CalibrationError as error:
+        raise CalibrationError(f"{path}: {error}") from error
+
+
+def pack_ranges(ranges: TensorRanges) -> bytes:
+    """As bytes: an ``.npz`` without pickles, followed by its sha256; the same ranges give the same bytes."""
+    packed = _pack(ranges)
+    return packed + hashlib.sha256(packed).digest()
+
+
+def unpack_ranges(content: bytes) -> TensorRanges:
+    """What ``pack_ranges`` made.
+
+    Raises:
+        CalibrationError: it is damaged.
+    """
+    packed, digest = content[:-_SHA256_BYTES], content[-_SHA256_BYTES:]
+    if hashlib.sha256(packed).digest() != digest:
+        raise CalibrationError("these are no calibrated ranges of edge-mbm, or they are damaged: collect them anew")
+    return _unpack(packed)
 
 
 def _pack(ranges: TensorRanges) -> bytes:
@@ -98,6 +141,7 @@ def _pack(ranges: TensorRanges) -> bytes:
         buffer,
         names=np.frombuffer(msgspec.json.encode(list(ranges.histograms)), np.uint8),
         exponents=_integers(histogram.exponent for histogram in histograms),
+        zeros=_integers(histogram.zeros for histogram in histograms),
         extremes=np.array([_extremes(histogram) for histogram in histograms], np.float64).reshape(-1, 2),
         firsts=_integers(span.start for span in spans),
         lengths=_integers(map(len, counts)),
@@ -110,13 +154,19 @@ def _unpack(packed: bytes) -> TensorRanges:
     with np.load(io.BytesIO(packed), allow_pickle=False) as stored:
         names = msgspec.json.decode(stored["names"].tobytes(), type=list[str])
         counts = np.split(stored["counts"], np.cumsum(stored["lengths"]))
-        columns = zip(names, stored["exponents"], stored["firsts"], stored["extremes"], counts[:-1], strict=True)
+        fields = (stored[field] for field in ("exponents", "zeros", "firsts", "extremes"))
+        columns = zip(names, *fields, counts[:-1], strict=True)
         return TensorRanges(
             {
                 name: Histogram.restore(
-                    exponent=int(exponent), first=int(first), counts=span, minimum=float(low), maximum=float(high)
+                    exponent=int(exponent),
+                    first=int(first),
+                    counts=span,
+                    zeros=int(zeros),
+                    minimum=float(low),
+                    maximum=float(high),
                 )
-                for name, exponent, first, (low, high), span in columns
+                for name, exponent, zeros, first, (low, high), span in columns
             }
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from edge_mbm.calibration.mask import masked_tensors, unmasked
 from edge_mbm.calibration.ranges import TensorRanges
 from edge_mbm.errors import CalibrationError, MissingDependencyError
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Collector", "observable"]
 
+_REMEDY = (
+    "The float model itself overflows there: compare that layer's input in the framework. An attention mask may be "
+    "-inf where it is a constant of the graph that is added, or chosen by Where"
+)
 _SUBGRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 
 
@@ -58,6 +63,9 @@ class Collector:
     One thread and no graph optimization, so that what is seen are the graph's own tensors, the same in every run.
     Memory does not depend on the number of runs.
 
+    An attention mask's constant of -inf (or float32's least, as some exporters write it) is no activation: where it is
+    added or chosen, tensors are counted without it, down to their softmax. Any other infinity is an overflow.
+
     Args:
         graph: the float ONNX model, weights inside.
         name: the component's name, for messages.
@@ -74,6 +82,7 @@ class Collector:
             self._session = _session(model)
         except Exception as error:
             raise self._failed("load", error, "export it again") from error
+        self._masked = masked_tensors(onnx.load_model_from_string(graph).graph)
         self._fetched = [output.name for output in self._session.get_outputs()]
         self._outputs = [output.name for output in onnx.load_model_from_string(graph).graph.output]
 
@@ -106,10 +115,13 @@ class Collector:
         except Exception as error:
             raise self._failed(f"run {where}", error, "give each input of the graph in its dtype and shape") from error
         try:
-            self._ranges.update({tensor: values[tensor] for tensor in self._tensors}, where=where)
+            self._ranges.update({name: self._counted(name, values[name]) for name in self._tensors}, where=where)
         except CalibrationError as error:
-            raise CalibrationError(f"component '{self._name}', {error}") from error
+            raise CalibrationError(f"component '{self._name}', {error}. {_REMEDY}") from error
         return {output: values[output] for output in self._outputs}
+
+    def _counted(self, tensor: str, array: NDArray[Any]) -> NDArray[Any]:
+        return unmasked(array) if tensor in self._masked else array
 
     def _failed(self, what: str, error: Exception, remedy: str) -> CalibrationError:
         cause = _first_line(error).rstrip(". ")

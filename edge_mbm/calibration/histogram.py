@@ -30,19 +30,20 @@ class Histogram:
     largest magnitude alone, so any order, chunking or merging of the same data gives the identical histogram.
 
     ``counts[BINS_PER_SIDE + k]`` holds ``k * width <= x < (k + 1) * width``, zero included; below zero it is the mirror
-    image, ``counts[BINS_PER_SIDE - 1 - k]`` for ``k * width <= -x < (k + 1) * width`` without zero. Minimum, maximum
-    and count are exact. 64 KiB, always.
+    image, ``counts[BINS_PER_SIDE - 1 - k]`` for ``k * width <= -x < (k + 1) * width`` without zero. Minimum, maximum,
+    count and the number of zeros are exact. 64 KiB, always.
     """
 
     def __init__(self) -> None:
         self._exponent = EXPONENT_FLOOR
         self._counts = np.zeros(2 * BINS_PER_SIDE, np.int64)
+        self._zeros = 0
         self._min = math.inf
         self._max = -math.inf
 
     @classmethod
     def restore(
-        cls, *, exponent: int, first: int, counts: NDArray[np.int64], minimum: float, maximum: float
+        cls, *, exponent: int, first: int, counts: NDArray[np.int64], zeros: int, minimum: float, maximum: float
     ) -> Histogram:
         """The histogram that had this state.
 
@@ -50,6 +51,7 @@ class Histogram:
             exponent: log2 of the bin width.
             first: the bin where ``counts`` begins.
             counts: int64[n]; every bin outside is zero.
+            zeros: how many values were exactly zero.
             minimum: the least value; ``inf`` when there was none.
             maximum: the greatest value; ``-inf`` when there was none.
 
@@ -62,7 +64,7 @@ class Histogram:
                 f"a histogram has {restored._counts.size} bins, got {len(counts)} from bin {first} on: collect it anew"
             )
         restored._counts[first : first + len(counts)] = counts
-        restored._exponent, restored._min, restored._max = exponent, minimum, maximum
+        restored._exponent, restored._zeros, restored._min, restored._max = exponent, zeros, minimum, maximum
         if not restored._is_consistent():
             raise CalibrationError(f"no data gives this histogram, so it was altered: collect it anew ({restored!r})")
         return restored
@@ -89,6 +91,18 @@ class Histogram:
         """Values seen."""
         return int(self._counts.sum())
 
+    @property
+    def zeros(self) -> int:
+        """How many of them were exactly zero."""
+        return self._zeros
+
+    @property
+    def nonzero_counts(self) -> NDArray[np.int64]:
+        """``counts`` without the exact zeros, which every quantization grid represents without error."""
+        counts = self._counts.copy()
+        counts[BINS_PER_SIDE] -= self._zeros
+        return counts
+
     def update(self, array: NDArray[Any]) -> None:
         """Count every value of an array; one without values changes nothing.
 
@@ -109,6 +123,7 @@ class Histogram:
         fresh = _count_bins(np.ravel(array, order="K"), exponent)
         self._coarsen(exponent)
         self._counts += fresh
+        self._zeros += array.size - int(np.count_nonzero(array))
         self._min, self._max = min(self._min, low), max(self._max, high)
 
     def merge(self, other: Histogram) -> Histogram:
@@ -117,8 +132,24 @@ class Histogram:
         merged._exponent = exponent = max(self._exponent, other._exponent)
         mine = _coarser(self._counts, exponent - self._exponent)
         merged._counts = mine + _coarser(other._counts, exponent - other._exponent)
+        merged._zeros = self._zeros + other._zeros
         merged._min, merged._max = min(self._min, other._min), max(self._max, other._max)
         return merged
+
+    def magnitudes(self) -> Histogram:
+        """The histogram of the absolute values, for ranges that are symmetric about zero.
+
+        Its minimum is known to a bin only, where both signs were seen.
+        """
+        folded = Histogram()
+        folded._exponent, folded._zeros = self._exponent, self._zeros
+        below = self._counts[:BINS_PER_SIDE][::-1]
+        folded._counts[BINS_PER_SIDE:] = self._counts[BINS_PER_SIDE:] + below
+        if self.count:
+            first = int(np.flatnonzero(folded._counts)[0]) - BINS_PER_SIDE
+            folded._min = max(self._min, -self._max, first * self.bin_width)
+            folded._max = max(-self._min, self._max)
+        return folded
 
     def minmax(self) -> tuple[float, float]:
         """The least and the greatest value, exactly.
@@ -130,7 +161,7 @@ class Histogram:
             raise CalibrationError("no values were seen: give recordings with data in them")
         return self._min, self._max
 
-    def percentile(self, p: float) -> tuple[float, float]:
+    def percentile(self, p: float, *, nonzero: bool = False) -> tuple[float, float]:
         """Low and high with the central ``p`` percent between them; 99.99 cuts 0.005 % at each side.
 
         Each is within one bin width of ``numpy.percentile`` of the data and never outside ``minmax()``. Data that ends
@@ -138,6 +169,7 @@ class Histogram:
 
         Args:
             p: above 0, at most 100.
+            nonzero: of the values that are not exactly zero; if all are, both are zero.
 
         Raises:
             CalibrationError: nothing was seen.
@@ -145,19 +177,17 @@ class Histogram:
         """
         if not 0 < p <= 100:
             raise InputError(f"a percentile is above 0 and at most 100, got {p}")
-        self.minmax()
-        above = np.cumsum(self._counts)
-        last = int(above[-1]) - 1
-        position = last * (100 - p) / 200
-        low = 0.0 if self._min == 0 else self._at(above, position)
-        high = 0.0 if self._max == 0 else self._at(above, last - position)
+        least, greatest = self.minmax()
+        ranks = _Ranks(self.nonzero_counts if nonzero else self._counts, self.bin_width, least, greatest)
+        position = ranks.last * (100 - p) / 200
+        low = 0.0 if least == 0 else ranks.at(position)
+        high = 0.0 if greatest == 0 else ranks.at(ranks.last - position)
         return low, high
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Histogram):
             return NotImplemented
-        same_scale = (self._exponent, self._min, self._max) == (other._exponent, other._min, other._max)
-        return same_scale and np.array_equal(self._counts, other._counts)
+        return self._state() == other._state() and np.array_equal(self._counts, other._counts)
 
     __hash__ = None  # type: ignore[assignment]  # it changes with every update
 
@@ -168,40 +198,56 @@ class Histogram:
         self._counts = _coarser(self._counts, exponent - self._exponent)
         self._exponent = exponent
 
-    def _at(self, above: NDArray[np.int64], position: float) -> float:
-        """The value at a position among the sorted values, which may lie between two of them."""
-        left = math.floor(position)
-        share = position - left
-        value = self._ranked(above, left)
-        if share > 0:
-            value = value * (1 - share) + self._ranked(above, left + 1) * share
-        return min(max(value, self._min), self._max)
-
-    def _ranked(self, above: NDArray[np.int64], rank: int) -> float:
-        """The ``rank``-th smallest value, as if a bin's values were spread evenly over it; the two ends are exact."""
-        if rank == 0:
-            return self._min
-        if rank == above[-1] - 1:
-            return self._max
-        index = int(np.searchsorted(above, rank, side="right"))
-        inside = int(self._counts[index])
-        before = int(above[index]) - inside
-        value = (index - BINS_PER_SIDE + (rank - before + 0.5) / inside) * self.bin_width
-        return min(max(value, self._min), self._max)
+    def _state(self) -> tuple[int, int, float, float]:
+        """All but the counts."""
+        return self._exponent, self._zeros, self._min, self._max
 
     def _is_consistent(self) -> bool:
         """Whether the outermost bins in use are the extremes' own, at the exponent that these ask for."""
         used = np.flatnonzero(self._counts)
         if not used.size:
-            return (self._exponent, self._min, self._max) == (EXPONENT_FLOOR, math.inf, -math.inf)
+            return self._state() == (EXPONENT_FLOOR, 0, math.inf, -math.inf)
         ends = np.array([self._min, self._max])
         return bool(
             np.isfinite(ends).all()
             and (self._counts >= 0).all()
+            and 0 <= self._zeros <= self._counts[BINS_PER_SIDE]
             and self._exponent == _exponent_for(self._min, self._max)
             and np.array_equal(_bins(ends, self._exponent), used[[0, -1]])
             and self._min <= self._max
         )
+
+
+class _Ranks:
+    """Values by their rank, as if those of a bin were spread evenly over it; the two ends are exact."""
+
+    def __init__(self, counts: NDArray[np.int64], width: float, least: float, greatest: float) -> None:
+        self._counts = counts
+        self._above = np.cumsum(counts)
+        self._width = width
+        self._least, self._greatest = least, greatest
+        self.last = int(self._above[-1]) - 1
+
+    def at(self, position: float) -> float:
+        """The value at a position among the sorted values, which may lie between two of them."""
+        left = math.floor(position)
+        share = position - left
+        value = self._ranked(left)
+        if share > 0:
+            value = value * (1 - share) + self._ranked(left + 1) * share
+        return min(max(value, self._least), self._greatest)
+
+    def _ranked(self, rank: int) -> float:
+        # An end at zero may be one that was left out: what is first then is known to a bin only.
+        if rank == 0 and self._least != 0:
+            return self._least
+        if rank == self.last and self._greatest != 0:
+            return self._greatest
+        index = int(np.searchsorted(self._above, rank, side="right"))
+        inside = int(self._counts[index])
+        before = int(self._above[index]) - inside
+        value = (index - BINS_PER_SIDE + (rank - before + 0.5) / inside) * self._width
+        return min(max(value, self._least), self._greatest)
 
 
 def _extremes(array: NDArray[Any]) -> tuple[float, float]:

@@ -12,6 +12,7 @@ import typer
 
 import edge_mbm
 from edge_mbm.cli.bench import bench as bench_command
+from edge_mbm.cli.compare import compare as compare_command
 from edge_mbm.cli.doctor import doctor as doctor_command
 from edge_mbm.cli.export import export as export_command
 from edge_mbm.cli.group import CommandGroup
@@ -34,6 +35,7 @@ The usual order, on the workstation and then on the device:
 \b
   edge-mbm export recipe.toml -o model.mbm    make the bundle and its proof
   edge-mbm inspect model.mbm                  what is in it, what it costs
+  edge-mbm compare old.mbm model.mbm          what changed between the two
   edge-mbm doctor                             what this machine lacks
   edge-mbm verify model.mbm                   the right answers on it?
   edge-mbm bench model.mbm                    how fast on it?
@@ -48,7 +50,7 @@ Exit codes:
 
 \b
     0  all is well                   5  accuracy or speed not as asked for
-    1  something else went wrong     6  an engine or a source failed
+    1  any other; compare: differs   6  an engine or a source failed
     2  wrong usage, recipe, input    7  an optional package is missing
     3  the bundle cannot be used     8  verify: other answers than meant
     4  export failed               130  stopped with Ctrl-C
@@ -65,6 +67,7 @@ app = typer.Typer(
 )
 app.command("export")(export_command)
 app.command("inspect")(inspect_command)
+app.command("compare")(compare_command)
 app.command("doctor")(doctor_command)
 app.command("verify")(verify_command)
 app.command("bench")(bench_command)

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from edge_mbm.cli.options import Json
 from edge_mbm.cli.terminal import clean, figure, human, make_table, size, write_json
@@ -16,6 +24,8 @@ from edge_mbm.spec import Component, Manifest, Variant
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from edge_mbm.export.plan import PlannedComponent
 
 __all__ = ["export"]
 
@@ -26,20 +36,33 @@ def export(
     ],
     *,
     output: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--output",
             "-o",
             metavar="BUNDLE",
-            help="What to write: a single file if it ends in .mbm, else a directory.",
+            help="What to write: a single file if it ends in .mbm, else a directory. Not for --dry-run, --lock.",
             show_default=False,
         ),
-    ],
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only say what would be made, and about how long it would take; write nothing."),
+    ] = False,
+    lock: Annotated[
+        bool,
+        typer.Option(
+            "--lock",
+            help="Only read the recordings, and write their ids and digests beside the calibration set: from then on "
+            "an export notices when they change.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Trace a trained model, prove parity, calibrate on recordings, quantize, measure, decide, and write one bundle.
 
-    The recipe's model and recordings are Python code, and are run. Nothing is written unless everything holds.
+    The recipe's model and recordings are Python code, and are run. Nothing is written unless everything holds. What
+    was found out is kept in the user's cache: an export that was stopped goes on from there.
 
     Exit code 0: written. 2: the recipe is wrong. 4: a component cannot be exported. 5: what the recipe
     requires does not hold. 7: torch or onnx is not installed.
@@ -48,6 +71,14 @@ def export(
     """
     from edge_mbm.export import export_bundle  # noqa: PLC0415 - needs torch, which a device does not have
 
+    if dry_run:
+        _dry_run(recipe, as_json=as_json)
+        return
+    if lock:
+        _lock(recipe, as_json=as_json)
+        return
+    if output is None:
+        raise typer.BadParameter("say what to write, or take --dry-run or --lock", param_hint="--output")
     console = human(to_stderr=True)
     try:
         with _Bars(console) as bars:
@@ -64,11 +95,66 @@ def export(
         _print(manifest, output, human())
 
 
+def _lock(recipe: Path, *, as_json: bool) -> None:
+    from edge_mbm.export import load_recipe  # noqa: PLC0415 - needs torch
+    from edge_mbm.export.lock import write_lock  # noqa: PLC0415 - as above
+
+    path = write_lock(load_recipe(recipe))
+    if as_json:
+        write_json({"lock": str(path)})
+    else:
+        human().print(clean(f"{path}: what the recordings are now"), soft_wrap=True)
+
+
+def _dry_run(recipe: Path, *, as_json: bool) -> None:
+    from edge_mbm.export.plan import plan  # noqa: PLC0415 - as above
+
+    planned = plan(recipe)
+    if as_json:
+        write_json(planned)
+        return
+    console = human()
+    for name, component in planned.components.items():
+        console.print(clean(_summary(name, component)), soft_wrap=True)
+    table = make_table("component", "variant", "for", "about", "to try", right=("about",))
+    for name, component in planned.components.items():
+        for key, variant in component.variants.items():
+            first = clean(name) if key == "fp32" else ""
+            about = size(variant.bytes) if variant.bytes is not None else "-"
+            table.add_row(
+                first, key, ", ".join(variant.targets) or "any", about, clean(", ".join(variant.presets) or "-")
+            )
+    console.print(table)
+    for stage, seconds in planned.seconds.items():
+        console.print(f"  {stage:24} about {_duration(seconds)}{' at most' if stage == 'search' else ''}")
+    counts = ", ".join(f"{count} {split}" for split, count in planned.recordings.items())
+    whole = _duration(planned.total_seconds)
+    console.print(clean(f"{planned.name}: at most {counts} recordings; all in all about {whole}"), soft_wrap=True)
+
+
+def _summary(name: str, component: PlannedComponent) -> str:
+    edges = [f"{key} {shape}" for key, shape in {**component.inputs, **component.states}.items()]
+    made = [f"{key} {shape}" for key, shape in component.outputs.items()]
+    counted = "" if component.parameters is None else f"; {component.parameters:,} parameters"
+    timed = "" if component.call_ms is None else f", {component.call_ms:.1f} ms a call"
+    return f"{name}: {component.kind}, {', '.join(edges)} -> {', '.join(made)}{counted}{timed}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
 class _Bars:
     """A bar for each stage, with what it works on; the export's ``Progress``."""
 
     def __init__(self, console: Console) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         self._progress = Progress(*columns, TextColumn("{task.fields[what]}", markup=False), console=console)
         self._task: TaskID | None = None
 

@@ -1,9 +1,11 @@
-"""The workstation side: torch -> ONNX -> variants -> one verified bundle."""
+"""The workstation side: a trained model -> ONNX -> variants -> one verified bundle."""
 
 from edge_mbm.errors import MissingDependencyError
 
 try:
-    import onnx  # noqa: F401 - asked for at the door, not in the middle of an export
+    import jinja2  # noqa: F401 - all of these are asked for at the door, not in the middle of an export
+    import matplotlib as mpl  # noqa: F401
+    import onnx  # noqa: F401
     import onnxruntime  # noqa: F401
     import torch  # noqa: F401
 except ImportError as absent:

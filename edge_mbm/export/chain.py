@@ -40,12 +40,13 @@ class Chain:
 
     Args:
         components: in running order.
+        assets: name -> bytes of the files that preprocessing needs, see ``tokenizer_files``.
     """
 
-    def __init__(self, components: Mapping[str, Skeleton]) -> None:
+    def __init__(self, components: Mapping[str, Skeleton], assets: Mapping[str, bytes] | None = None) -> None:
         self._components = components
         self._prepare = {
-            (name, key): build_preprocessor(value.preprocess, value.tensor)
+            (name, key): build_preprocessor(value.preprocess, value.tensor, assets)
             for name, component in components.items()
             for key, value in component.inputs.items()
             if "." not in value.source
@@ -114,7 +115,7 @@ class Chain:
         if component.window is None:
             yield known
             return
-        [value] = component.inputs.values()
+        value = next(iter(component.inputs.values()))  # all are of one source
         with _fits(name, recording):
             samples = as_waveform(known[value.source])
         length, hop = component.window.length, component.window.hop

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from edge_mbm.errors import BudgetError
 from edge_mbm.export.chain import downstream
 from edge_mbm.export.draft import Draft, Fused, Tried, given
-from edge_mbm.export.measure import fused_figures, outputs
+from edge_mbm.export.measure import fused_figures
 from edge_mbm.export.progress import Progress
+from edge_mbm.export.prove import IMPORTED
 from edge_mbm.export.recipe import Budget
 from edge_mbm.spec import Decision, ErrorFigures, SpeedFigures
 
-__all__ = ["chosen_variants", "decide", "judge", "within"]
+__all__ = ["broken_head", "chosen_variants", "decide", "faults_of", "judge", "within"]
+
+_UNSEEN = "not checked by TensorRT's parser, which is not installed"
 
 
 def decide(draft: Draft, progress: Progress) -> Draft:
@@ -24,20 +27,40 @@ def decide(draft: Draft, progress: Progress) -> Draft:
     decisions: dict[Tried, Decision] = {}
     for name in given(draft.components):
         exporter = given(draft.exporters)[name]
-        decisions[name, "fp32"] = Decision(
-            kept=True, reason=f"the reference: traced with {exporter}, equal to the model"
-        )
-        for variant in draft.variants():
+        how = "imported" if exporter == IMPORTED else f"traced with {exporter}"
+        decisions[name, "fp32"] = Decision(kept=True, reason=f"the reference: {how}, equal to the model")
+        for variant in draft.variants(name):
             key = (name, variant)
-            decisions[key] = (
+            decision = (
                 Decision(kept=False, reason=draft.faults[key])
                 if key in draft.faults
                 else judge(recipe.budget_of(name), errors[key], errors[name, "fp32"], speeds.get(key))
             )
+            decisions[key] = Decision(kept=decision.kept, reason=decision.reason + _how(draft, key))
     draft = _together(replace(draft, decisions=decisions))
     _check_required(draft)
     progress.step()
     return draft
+
+
+def _how(draft: Draft, key: Tried) -> str:
+    """What a search and a fine-tune went into a variant, for its reason."""
+    unseen = key in (draft.checks or {}) and given(draft.checks)[key].unparsed
+    return "".join(f"; {word}" for word in (*_searched(draft, key), *((_UNSEEN,) if unseen else ())))
+
+
+def _searched(draft: Draft, key: Tried) -> Sequence[str]:
+    found = (draft.search or {}).get(key)
+    if found is None:
+        return ()
+    said = [f"the best of {found.evaluations} graphs tried"]
+    if found.chosen is not None and found.chosen.reverted:
+        count = len(found.chosen.reverted)
+        said.append(f"{count} group{'s' * (count > 1)} of nodes in float")
+    if found.recovery is not None:
+        cost = found.recovery
+        said.append(f"a fine-tune of {cost.seconds:.0f} s made {cost.before_db:.1f} dB {cost.after_db:.1f} dB")
+    return [*said, found.ended] if found.ended else said
 
 
 def chosen_variants(draft: Draft) -> dict[str, str]:
@@ -50,12 +73,20 @@ def chosen_variants(draft: Draft) -> dict[str, str]:
     return chosen
 
 
+def broken_head(draft: Draft, together: Iterable[Tried]) -> str | None:
+    """The first head whose budget does not hold with some variants in place at once."""
+    quantized = dict(together)
+    for figures in fused_figures(draft, quantized) if quantized else ():
+        if list(within(draft.loaded.recipe.budget_of(figures.head), figures.error, figures.original)):
+            return figures.head
+    return None
+
+
 def _together(draft: Draft) -> Draft:
     """Errors add up: where all chosen variants together break a head's budget, the one that costs most gives way."""
-    original = outputs(draft, {}, None)
     while True:
         quantized = {name: variant for name, variant in chosen_variants(draft).items() if variant != "fp32"}
-        fused = fused_figures(draft, quantized, original)
+        fused = fused_figures(draft, quantized)
         broken = _broken(draft, fused, quantized)
         if broken is None:
             return replace(draft, fused=fused)
@@ -117,19 +148,26 @@ def judge(budget: Budget, error: ErrorFigures, original: ErrorFigures, speed: Sp
         original: with fp32 in its place.
         speed: None where this machine cannot measure it; then only accuracy decides.
     """
-    faults = list(within(budget, error, original))
-    if speed is not None and speed.speedup < budget.min_speedup:
-        faults.append(f"not worth it: {speed.speedup:.2f}x of fp32, asked for {budget.min_speedup:.2f}x")
+    faults = list(faults_of(budget, error, original, speed))
     if faults:
         return Decision(kept=False, reason="; ".join(faults))
     gain = f"{speed.speedup:.2f}x of fp32" if speed else "speed unmeasured until compiled on the device"
     return Decision(kept=True, reason=f"within budget ({_summary(error)}); {gain}")
 
 
+def faults_of(budget: Budget, error: ErrorFigures, original: ErrorFigures, speed: SpeedFigures | None) -> Iterator[str]:
+    """Each part of the budget that is broken, that of speed among them, in words; see ``judge``."""
+    yield from within(budget, error, original)
+    if speed is not None and speed.speedup < budget.min_speedup:
+        yield f"not worth it: {speed.speedup:.2f}x of fp32, asked for {budget.min_speedup:.2f}x"
+
+
 def within(budget: Budget, error: ErrorFigures, original: ErrorFigures) -> Iterator[str]:
     """Each part of the accuracy budget that is broken, in words."""
     if not error.cosine >= budget.min_cosine:
         yield f"cosine {error.cosine:.4f}, budget {budget.min_cosine:.4f}"
+    if budget.min_sqnr_db is not None and error.sqnr_db < budget.min_sqnr_db:
+        yield f"SQNR {error.sqnr_db:.1f} dB, budget {budget.min_sqnr_db:.1f} dB"
     if error.agreement is not None and error.agreement < budget.min_agreement:
         yield f"agreement {error.agreement:.3f}, budget {budget.min_agreement:.3f}"
     if error.accuracy is not None and original.accuracy is not None:

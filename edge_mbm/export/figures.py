@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -13,7 +13,10 @@ from edge_mbm.spec import ErrorFigures
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["accuracy", "agreement", "error_figures", "labels_of"]
+__all__ = ["Measure", "accuracy", "agreement", "error_figures", "labels_of", "sqnr_db"]
+
+Measure: TypeAlias = Callable[[Sequence[Arrays], Sequence[int | str]], float]
+"""(outputs per recording, labels) -> how good a head is, higher is better."""
 
 _SQNR_CAP_DB = 120.0
 """Equal outputs have no noise; a manifest's numbers are finite."""
@@ -24,7 +27,9 @@ def error_figures(
     got: Sequence[Arrays],
     outputs: Iterable[str],
     heads: Sequence[str],
-    truth: Sequence[int],
+    truth: Sequence[int | str],
+    *,
+    metrics: Mapping[str, Measure] | None = None,
 ) -> ErrorFigures:
     """Everything that the manifest says of a variant's error, over the same recordings.
 
@@ -37,14 +42,19 @@ def error_figures(
         outputs: the variant's own outputs; one recording has each of them at least.
         heads: classifying outputs to judge it by; the worst of them counts.
         truth: the recordings' labels; empty if they are not all labelled.
+        metrics: component -> what stands in place of accuracy there.
     """
+    metrics = metrics or {}
     pairs = [(_column(reference, key), _column(got, key)) for key in outputs]
     agreements = [agreement(reference, got, head) for head in heads]
-    accuracies = [accuracy(got, head, truth) for head in heads] if truth else []
+    numbers = [label for label in truth if isinstance(label, int)]
+    graded = [head for head in heads if head.partition(".")[0] not in metrics] if len(numbers) == len(truth) else []
+    accuracies = [accuracy(got, head, numbers) for head in graded] if truth else []
+    accuracies += [metric(got, truth) for metric in metrics.values()] if truth else []
     return ErrorFigures(
         samples=min(len(a) for a, _ in pairs),
         cosine=min(_cosine(a, b) for a, b in pairs),
-        sqnr_db=min(_sqnr(a, b) for a, b in pairs),
+        sqnr_db=min(sqnr_db(a, b) for a, b in pairs),
         max_abs=max(float(np.abs(a - b).max()) for a, b in pairs),
         agreement=min(agreements, default=None),
         accuracy=min(accuracies, default=None),
@@ -80,7 +90,8 @@ def _cosine(a: NDArray[Any], b: NDArray[Any]) -> float:
     return float(np.mean(np.divide((a * b).sum(axis=1), norms, out=same, where=norms > 0)))
 
 
-def _sqnr(a: NDArray[Any], b: NDArray[Any]) -> float:
+def sqnr_db(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """Signal to quantization-noise ratio, dB, within 120 either way: power of ``a`` over that of its error in ``b``."""
     signal, noise = float((a**2).sum()), float(((a - b) ** 2).sum())
     if noise == 0:
         return _SQNR_CAP_DB

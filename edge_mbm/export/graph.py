@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from edge_mbm.errors import ExportError, TraceError
-from edge_mbm.export.skeleton import Skeleton
 from edge_mbm.spec import TensorSpec
 
-__all__ = ["check_graph", "first_line", "fold", "lint_quantized", "normalize", "strip"]
+if TYPE_CHECKING:  # it is made of origins, and graphs are one kind of these
+    from edge_mbm.export.skeleton import Skeleton
+
+__all__ = [
+    "check_graph",
+    "first_line",
+    "fold",
+    "graphs",
+    "lint_quantized",
+    "normalize",
+    "rename_values",
+    "strange_operators",
+    "strip",
+]
 
 _MESSAGES = ("doc_string", "producer_name", "producer_version", "domain")
 _DTYPES = {"bool": TensorProto.BOOL} | {
@@ -128,6 +140,35 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
+def strange_operators(model: ModelProto) -> dict[str, list[str]]:
+    """Operators outside the standard, by domain; a model's own functions are such too."""
+    found: dict[str, set[str]] = {}
+    for node in (node for graph in graphs(model.graph) for node in graph.node):
+        if node.domain not in ("", "ai.onnx"):
+            found.setdefault(node.domain, set()).add(node.op_type)
+    if model.functions:
+        found.setdefault("its own functions", set()).update(function.name for function in model.functions)
+    return {domain: sorted(operators) for domain, operators in sorted(found.items())}
+
+
+def graphs(graph: Any) -> Iterator[Any]:
+    """A graph and those inside its nodes (If, Loop)."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from graphs(inner)
+
+
+def rename_values(graph: Any, rename: Callable[[str], str]) -> None:
+    """Give every value of a graph, but not of those inside its nodes, another name."""
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        value.name = rename(value.name)
+    for node in graph.node:
+        node.input[:] = map(rename, node.input)
+        node.output[:] = map(rename, node.output)
+
+
 # --- inside ----------------------------------------------------------------------------------------------------------
 
 
@@ -141,7 +182,7 @@ def _parse(graph: bytes, name: str) -> ModelProto:
 def _strip(model: ModelProto) -> None:
     for message in (model, model.graph, *model.functions):
         _forget(message)
-    for graph in _graphs(model.graph):
+    for graph in graphs(model.graph):
         _forget(graph)
         del graph.value_info[:]
         for part in (*graph.node, *graph.initializer, *graph.input, *graph.output):
@@ -157,24 +198,14 @@ def _forget(message: Any) -> None:
         del message.metadata_props[:]
 
 
-def _graphs(graph: Any) -> Iterator[Any]:
-    """The graph and those inside its nodes (If, Loop)."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                if inner.node:
-                    yield from _graphs(inner)
-
-
 def _rename(model: ModelProto, names: Mapping[str, str]) -> None:
-    taken = {value for graph in _graphs(model.graph) for value in _values(graph)}
+    taken = {value for graph in graphs(model.graph) for value in _values(graph)}
     beside = taken | set(names.values())
     # Whoever else has a name that an input or output is to have.
     aside = {old: _free(old, beside) for old in set(names.values()) & (taken - names.keys())}
     new = {**aside, **names}
-    for graph in _graphs(model.graph):
-        _rename_values(graph, lambda value: new.get(value, value))
+    for graph in graphs(model.graph):
+        rename_values(graph, lambda value: new.get(value, value))
     for node_name, node in ((f"n{index}", node) for index, node in enumerate(model.graph.node)):
         # Node names must not meet value names either; exporters' are made of the module's path and say little.
         node.name = f"{node.op_type}_{node_name}"
@@ -185,14 +216,6 @@ def _values(graph: Any) -> Iterator[str]:
     for node in graph.node:
         yield from node.input
         yield from node.output
-
-
-def _rename_values(graph: Any, rename: Callable[[str], str]) -> None:
-    for value in (*graph.input, *graph.output, *graph.initializer):
-        value.name = rename(value.name)
-    for node in graph.node:
-        node.input[:] = map(rename, node.input)
-        node.output[:] = map(rename, node.output)
 
 
 def _free(name: str, taken: Iterable[str]) -> str:
@@ -209,9 +232,8 @@ def _name_batch(value: Any, spec: TensorSpec) -> None:
 
 
 def _graph_problems(model: ModelProto, component: Skeleton) -> Iterator[str]:
-    domains = sorted({node.domain for node in model.graph.node} - {"", "ai.onnx"})
-    if domains or model.functions:
-        yield f"it uses operators of {domains or 'its own functions'}: only standard ones run everywhere"
+    if strange := strange_operators(model):
+        yield f"it uses operators of {strange}: only standard ones run everywhere"
     if any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
         yield "its weights lie in another file: graphs above 2 GB cannot be bundled"
     for tensor in model.graph.initializer:

@@ -1,132 +1,132 @@
-"""The model as its framework runs it: what every graph is held against."""
+"""The models as their frameworks run them: what every graph is held against."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, get_args
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from edge_mbm.errors import EdgeMbmError, RecipeError
-from edge_mbm.export.place import place
-from edge_mbm.export.recipe import LoadedRecipe
-from edge_mbm.export.recordings import import_function
-from edge_mbm.spec import DType
+from edge_mbm.errors import RecipeError
+from edge_mbm.export.origins import ComponentOrigin, Model
+from edge_mbm.export.origins.factory import load_factory
+from edge_mbm.export.origins.huggingface import load_huggingface
+from edge_mbm.export.origins.keras_file import load_keras
+from edge_mbm.export.origins.module import ModuleOrigin, TorchModel
+from edge_mbm.export.origins.onnx_model import GraphOrigin, load_onnx
+from edge_mbm.export.origins.timm_model import load_timm
+from edge_mbm.export.recipe import HuggingFaceModel, KerasModel, LoadedRecipe, ModelSource, TimmModel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Origin", "load_model"]
+__all__ = ["Origin"]
 
 
 class Origin:
-    """The recipe's torch model, component by component.
+    """The recipe's models, component by component.
 
     Args:
         loaded: the recipe.
+        only: of these components; None for all.
 
     Raises:
-        RecipeError: the factory or a submodule is not there, or the factory gives no ``nn.Module``.
+        RecipeError: a model or a part of one is not there, or is not what the recipe says.
+        MissingDependencyError: a model's framework is not installed.
     """
 
-    def __init__(self, loaded: LoadedRecipe) -> None:
-        self._recipe = loaded.recipe
-        self.model = load_model(loaded)
-        self._modules = {
-            name: submodule(self.model, component.module, name) for name, component in loaded.recipe.components.items()
-        }
+    def __init__(self, loaded: LoadedRecipe, only: Collection[str] | None = None) -> None:
+        recipe = loaded.recipe
+        self._models: dict[str, Model] = {}
+        self._components: dict[str, ComponentOrigin] = {}
+        for name, component in recipe.components.items():
+            if only is not None and name not in only:
+                continue
+            self._components[name] = self._model(loaded, name).component(name, component)
 
-    def module(self, name: str) -> nn.Module:
-        """A component's module, in evaluation mode."""
-        return self._modules[name]
+    def _model(self, loaded: LoadedRecipe, name: str) -> Model:
+        """A component's model, loaded once for all that have the same."""
+        own = loaded.recipe.components[name].model
+        source, where = (loaded.recipe.model, "model") if own is None else (own, f"components.{name}.model")
+        assert source is not None
+        if repr(source) not in self._models:
+            self._models[repr(source)] = _load(source, loaded, where)
+        return self._models[repr(source)]
+
+    @property
+    def model(self) -> nn.Module:
+        """The one torch model of all components.
+
+        Raises:
+            RecipeError: there are several, or an ONNX graph.
+        """
+        [*models] = self._models.values()
+        if len(models) != 1 or not isinstance(models[0], TorchModel):
+            raise RecipeError("the recipe's components are not of one torch model")
+        return models[0].module
 
     def run(self, name: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """One call.
+        """One call of a component.
 
         Args:
             name: the component's.
-            inputs: all of its graph's inputs, in the order of ``forward``'s arguments.
+            inputs: all of its graph's inputs, in the order of the model's arguments.
 
         Returns:
             Its outputs, then its next states, by name.
 
         Raises:
-            RecipeError: ``forward`` raised, or returns another number of tensors than the recipe names.
+            RecipeError: the model raised, or gives something else than the recipe says.
         """
-        component = self._recipe.components[name]
-        wanted = [*component.outputs, *(state.output for state in component.states)]
-        try:
-            with torch.inference_mode():
-                # Copies, both ways: a forward that works in place, or gives its own buffer, must not reach our arrays.
-                given = self._modules[name](*(torch.tensor(value) for value in inputs.values()))
-        except EdgeMbmError:
-            raise
-        except Exception as error:  # a user's forward may raise anything
-            shapes = {key: f"{value.dtype}{list(value.shape)}" for key, value in inputs.items()}
-            raise RecipeError(f"'{name}' raised {type(error).__name__} on {shapes}: {error}{place(error)}") from error
-        tensors = _tensors(given, name)
-        if len(tensors) != len(wanted):
-            raise RecipeError(f"forward of '{name}' returns {len(tensors)} tensors; the recipe names {wanted}")
-        return {key: _array(tensor, f"{name}.{key}") for key, tensor in zip(wanted, tensors, strict=True)}
+        return self._components[name].run(inputs)
+
+    def module(self, name: str) -> nn.Module:
+        """A component's torch module, in evaluation mode: what is traced, and trained on.
+
+        Raises:
+            RecipeError: it is an ONNX graph.
+        """
+        component = self._components[name]
+        if not isinstance(component, ModuleOrigin):
+            raise RecipeError(f"components.{name} is an ONNX graph, which has no torch module")
+        return component.module
+
+    def graph(self, name: str) -> GraphOrigin | None:
+        """A component's own graph, where it came as one: it is imported instead of traced. Known after a run."""
+        component = self._components[name]
+        return component if isinstance(component, GraphOrigin) else None
+
+    def batch_free(self, name: str) -> bool:
+        """Whether a component takes several samples at once; known after a run."""
+        graph = self.graph(name)
+        return graph is None or graph.repaired.batch_free
+
+    def channels_last(self, name: str) -> bool:
+        """Whether a component's four-dimensional outputs are NHWC; known after a run."""
+        return self._components[name].channels_last
+
+    def float_only(self, name: str) -> str | None:
+        """Why a component is not to be quantized; None if it may be."""
+        graph = self.graph(name)
+        if graph is not None and graph.quantized:
+            return "it came quantized, and is kept as it is: its own rounding is what others would be measured against"
+        return None
 
     def sha256(self) -> str:
-        """Over the names, dtypes, shapes and values of all parameters and buffers."""
-        digest = hashlib.sha256()
-        # Not state_dict(): it may hold what is no tensor, and lacks the buffers that are not to be saved.
-        parameters = self.model.named_parameters(remove_duplicate=False)
-        buffers = self.model.named_buffers(remove_duplicate=False)
-        for name, tensor in sorted({**dict(parameters), **dict(buffers)}.items()):
-            array = tensor.detach().cpu().contiguous()
-            digest.update(f"{name} {array.dtype} {list(array.shape)}\n".encode())
-            digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        """Of all weights: the one model's digest, or that of several models' digests in the components' order."""
+        digests = [model.sha256() for model in self._models.values()]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def load_model(loaded: LoadedRecipe) -> nn.Module:
-    """Call the recipe's factory.
-
-    Raises:
-        RecipeError: it is not there, raised, or gave something else.
-    """
-    factory = import_function(loaded.recipe.model, "model")
-    try:
-        model = factory()
-    except EdgeMbmError:
-        raise
-    except Exception as error:  # a user's factory may raise anything
-        where = f"model = '{loaded.recipe.model}'"
-        raise RecipeError(f"{where} raised {type(error).__name__}: {error}{place(error)}") from error
-    if not isinstance(model, nn.Module):
-        raise RecipeError(f"model = '{loaded.recipe.model}' gave {type(model).__name__}, not a torch.nn.Module")
-    return model.cpu().eval().requires_grad_(requires_grad=False)
-
-
-def submodule(model: nn.Module, path: str, name: str) -> nn.Module:
-    """``model.get_submodule``, with an error that lists what there is.
-
-    Raises:
-        RecipeError: no such submodule.
-    """
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        known = [key for key, _ in model.named_modules() if key.count(".") <= 1 and key]
-        raise RecipeError(f"components.{name}.module is '{path}'; the model has {known}") from None
-
-
-def _tensors(given: Any, name: str) -> list[Tensor]:
-    values = list(given.values()) if isinstance(given, dict) else given
-    values = list(values) if isinstance(values, list | tuple) else [values]
-    if not all(isinstance(value, Tensor) for value in values):
-        kinds = [type(value).__name__ for value in values]
-        raise RecipeError(f"forward of '{name}' returns {kinds}: it must return tensors")
-    return values
-
-
-def _array(tensor: Tensor, where: str) -> NDArray[Any]:
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    if dtype not in get_args(DType):
-        raise RecipeError(f"'{where}' is {dtype}, a bundle's tensors are {', '.join(get_args(DType))}: cast it")
-    return tensor.detach().cpu().numpy().copy()
+def _load(source: str | ModelSource, loaded: LoadedRecipe, where: str) -> Model:
+    folder = loaded.path.parent
+    if isinstance(source, str):
+        return load_factory(source, where)
+    if isinstance(source, TimmModel):
+        return load_timm(source, folder, where)
+    if isinstance(source, HuggingFaceModel):
+        return load_huggingface(source, folder, where)
+    if isinstance(source, KerasModel):
+        return load_keras(source, folder, where)
+    return load_onnx(source, folder, where, loaded.recipe.opset)

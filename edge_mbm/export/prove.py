@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 
 import numpy as np
 
 from edge_mbm.errors import EdgeMbmError, ExportError, ParityError, TraceError
+from edge_mbm.export.cache import Store, key_of
 from edge_mbm.export.chain import Arrays, GraphRunner, Runner
 from edge_mbm.export.draft import Draft, given
 from edge_mbm.export.graph import check_graph, normalize
@@ -17,7 +18,10 @@ from edge_mbm.export.skeleton import Skeleton
 from edge_mbm.export.speed import probe
 from edge_mbm.export.trace import EXPORTERS, trace
 
-__all__ = ["PARITY_BATCHES", "trace_and_prove"]
+__all__ = ["IMPORTED", "PARITY_BATCHES", "trace_and_prove"]
+
+IMPORTED = "imported"
+"""In place of an exporter's name: the component came as an ONNX graph."""
 
 PARITY_BATCHES = (1, 2, 5)
 """A frozen batch passes at one size."""
@@ -32,6 +36,15 @@ def trace_and_prove(draft: Draft, progress: Progress) -> Draft:
     exporters: dict[str, str] = {}
     failed: dict[str, list[EdgeMbmError]] = {}
     progress.stage("trace to ONNX and check parity", len(components))
+    for name in components:
+        if (origin := draft.origin.graph(name)) is not None:
+            graphs[name] = _proven(draft, name, origin.repaired.graph)
+            exporters[name] = IMPORTED
+            progress.step(name)
+    keys = _keys(draft)
+    for name, (graph, exporter) in _kept(draft, keys).items():
+        graphs[name], exporters[name] = graph, exporter
+        progress.step(name)
     for exporter in EXPORTERS:
         left = {name: component for name, component in components.items() if name not in graphs}
         with closing(trace(draft.loaded, left, exporter)) as outcomes:
@@ -39,12 +52,35 @@ def trace_and_prove(draft: Draft, progress: Progress) -> Draft:
                 try:
                     graphs[name] = _proven(draft, name, outcome)
                     exporters[name] = exporter
+                    Store("traced").store_bytes(keys[name], f"{exporter}\n".encode() + graphs[name])
                     progress.step(name)
                 except ExportError as error:
                     failed.setdefault(name, []).append(error)
     if lost := {name: failed[name] for name in components if name not in graphs}:
         raise _explained(lost)
     return replace(draft, fp32={name: graphs[name] for name in components}, exporters=exporters)
+
+
+def _keys(draft: Draft) -> dict[str, str]:
+    """What each graph depends on, digested, but for the code of the model: parity shows whether that has changed."""
+    recipe, model = draft.loaded.recipe, draft.origin.sha256()
+    return {
+        name: key_of(["traced", model, recipe.model, recipe.components[name], component, recipe.opset])
+        for name, component in given(draft.components).items()
+    }
+
+
+def _kept(draft: Draft, keys: Mapping[str, str]) -> dict[str, tuple[bytes, str]]:
+    """Graphs of an export before, with their exporters, as far as they still compute what the model does."""
+    found: dict[str, tuple[bytes, str]] = {}
+    for name, key in keys.items():
+        if draft.origin.graph(name) is not None or (stored := Store("traced").load_bytes(key)) is None:
+            continue
+        exporter, _, graph = stored.partition(b"\n")
+        with suppress(ExportError):
+            _check_parity(draft, name, GraphRunner(graph, name))
+            found[name] = graph, exporter.decode()
+    return found
 
 
 def _proven(draft: Draft, name: str, outcome: bytes | TraceError) -> bytes:
@@ -64,7 +100,7 @@ def _check_parity(draft: Draft, name: str, runner: Runner) -> None:
     """The same outputs and next states as the model's, on real inputs, at several batch sizes."""
     component = given(draft.components)[name]
     calls = given(draft.reference).inputs[name]
-    for batch in PARITY_BATCHES:
+    for batch in PARITY_BATCHES if draft.origin.batch_free(name) else (1,):
         inputs = _batched(component, calls[:batch])
         expected, got = draft.origin.run(name, inputs), runner(inputs)
         for key, want in expected.items():
@@ -78,15 +114,21 @@ def _check_parity(draft: Draft, name: str, runner: Runner) -> None:
             if not off <= _PARITY_RTOL * max(1e-6, reach):
                 raise ParityError(
                     f"'{name}.{key}' differs from the model's by up to {off:.3g} at batch {batch}, where values reach "
-                    f"{reach:.3g}: the exported graph computes something else"
+                    f"{reach:.3g}: {_why(draft, name, batch)}"
                 )
+
+
+def _why(draft: Draft, name: str, batch: int) -> str:
+    if batch > 1 and draft.origin.graph(name) is not None:
+        return "samples of one batch meet in this graph. Give its model batch = 'one': a device runs one at a time"
+    return "the exported graph computes something else"
 
 
 def _batched(component: Skeleton, calls: Sequence[Arrays]) -> Arrays:
     """Calls at batch 1 joined along the axis that each tensor calls "batch"."""
     specs = component.graph_inputs()
     return {
-        key: np.concatenate([call[key] for call in calls], axis=spec.shape.index("batch"))
+        key: np.concatenate([call[key] for call in calls], axis=spec.shape.index("batch") if len(calls) > 1 else 0)
         for key, spec in specs.items()
     }
 

@@ -14,7 +14,7 @@ import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 import tomllib
@@ -22,6 +22,8 @@ from msgspec import Meta, Struct
 
 from edge_mbm.calibration import CalibrationMethod, Percentile
 from edge_mbm.errors import RecipeError
+from edge_mbm.export.recording_sources.tables import RecordingSource
+from edge_mbm.export.targets import Kind, target, variants_for
 from edge_mbm.spec import Dim, DType, Gate, Modality, Name, Nanoseconds, Preprocess, RawSteps, Task, Window
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "InputRecipe",
     "KerasModel",
     "ModelSource",
+    "Normalize",
     "OnnxModel",
     "Recipe",
     "Require",
@@ -49,46 +52,88 @@ __all__ = [
 Factory: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")]
 VariantKey: TypeAlias = Literal["x86-cpu-int8", "arm-cpu-int8", "trt-fp16", "trt-int8"]
 Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
-RESERVED_ASSETS = ("calibration_samples", "report")
+RESERVED_ASSETS = ("calibration_samples", "report", "report_data")
 """Names that every bundle uses itself."""
 PositiveInt: TypeAlias = Annotated[int, Meta(ge=1)]
 T = TypeVar("T")
 
 
+class Normalize(Struct, frozen=True, kw_only=True):
+    """``(value - mean) / std``, in the graph; of an image by channel, in 0..255 as the ``image`` steps give it."""
+
+    mean: tuple[float, ...] = (0.0,)
+    """One value, or one for each channel."""
+    std: tuple[float, ...] = (1.0,)
+
+
 class TimmModel(Struct, frozen=True, kw_only=True, tag="timm", tag_field="from"):
-    """An architecture of the timm library, with weights from a file."""
+    """An architecture of the timm library, with weights from a file.
+
+    An image of the ``image`` steps (uint8, NHWC) is normalized and transposed in the graph; a float input is taken
+    as it is. ``options = { num_classes = 0 }`` makes it give its pooled features.
+    """
 
     name: str
     weights: str | None = None
     """A ``.safetensors`` or ``.pth`` state dict, from the recipe's folder; None leaves the random initial ones."""
     options: dict[str, bool | int | float | str] = {}
     """Keyword arguments of ``timm.create_model``."""
+    normalize: Normalize | None = None
+    """None: as the architecture's weights were trained."""
 
 
 class HuggingFaceModel(Struct, frozen=True, kw_only=True, tag="huggingface", tag_field="from"):
-    """A directory as ``save_pretrained`` writes it."""
+    """A directory as ``save_pretrained`` writes it, with its weights in safetensors.
+
+    What each part takes and gives, in order:
+
+    - ``vision``: an image of the ``image`` steps, or float32[batch, 3, H, W] -> the projected embedding
+    - ``text``: int64[batch, length] ids, optionally their mask -> the projected embedding
+    - ``encoder``: Whisper's: float32[batch, samples] at 16 kHz, or its log-mel [batch, mels, frames] -> hidden states
+    - ``decoder``: Whisper's: ids, the encoder's hidden states -> logits, without a cache
+    - ``auto``: ids and optionally their mask and segments, or an image, or what else the model's main input is ->
+      logits where the model has a classifier, else hidden states, or what ``pooling`` makes of them
+    """
 
     path: str
     """From the recipe's folder."""
     part: Literal["auto", "vision", "text", "encoder", "decoder"] = "auto"
     """Which tower of a model that has several."""
+    pooling: Literal["none", "mean", "first"] = "none"
+    """Of hidden states over the positions that the mask leaves: their mean, or the first (BERT's CLS)."""
+    normalize: Normalize | None = None
+    """Of images; None: as the directory's ``preprocessor_config.json`` says."""
 
 
 class KerasModel(Struct, frozen=True, kw_only=True, tag="keras", tag_field="from"):
     """A ``.keras`` file of Keras 3.
 
-    A component's ``module`` names the layer where it ends, the keys of its ``inputs`` the layers where it begins.
+    A component's ``module`` names the layer where it ends ("": the model's own end). The keys of its ``inputs`` name
+    the layers whose outputs it begins with, input layers among them.
     """
 
     path: str
     """From the recipe's folder."""
+    normalize: Normalize = Normalize()
+    """Of uint8 images; unless told otherwise the model sees 0..255, as its own Rescaling layer would want it."""
 
 
 class OnnxModel(Struct, frozen=True, kw_only=True, tag="onnx", tag_field="from"):
-    """A graph made elsewhere, repaired where it can be."""
+    """A graph made elsewhere, repaired where it can be; a component's ``module`` is "".
+
+    Inputs and outputs go by name where all names are the graph's, else by order.
+    """
 
     path: str
-    """From the recipe's folder."""
+    """From the recipe's folder; external data only beside it."""
+    constants: dict[str, bool | int | float] = {}
+    """Inputs of the graph that never change, such as a sample rate."""
+    normalize: dict[Name, Normalize] = {}
+    """By the recipe's input; a uint8 image goes in as 0..255 without it."""
+    layout: Literal["auto", "NCHW", "NHWC"] = "auto"
+    """Of the graph's image input, where its declared shape does not tell."""
+    batch: Literal["auto", "one"] = "auto"
+    """``one``: never more than one sample a call, which is what a device does anyway."""
 
 
 ModelSource: TypeAlias = TimmModel | HuggingFaceModel | KerasModel | OnnxModel
@@ -96,10 +141,13 @@ ModelSource: TypeAlias = TimmModel | HuggingFaceModel | KerasModel | OnnxModel
 
 
 class Search(Struct, frozen=True, kw_only=True):
-    """How much the search for a mix of precisions may take, for each component and target."""
+    """How much the search for a mix of precisions may take, for each component and target; again after a fine-tune."""
 
     evaluations: PositiveInt = 24
-    seconds: Annotated[float, Meta(gt=0)] = 300.0
+    """Graphs that are made and looked at."""
+    seconds: Annotated[float, Meta(gt=0)] | None = None
+    """Of wall time as well. With it, what is found depends on how fast the machine is, so that two exports may differ;
+    None: only ``evaluations`` bounds it, and the same export gives the same bundle."""
 
 
 class InputRecipe(Struct, frozen=True):
@@ -134,7 +182,7 @@ class Budget(Struct, frozen=True):
 
 
 class _ComponentRecipe(Struct, frozen=True, kw_only=True):
-    module: str
+    module: str = ""
     """Path of the submodule inside the model ("encoders.image"); "" is the model itself."""
     inputs: dict[Name, InputRecipe | str]
     """In the order of ``forward``'s arguments; after them come the states, then the present mask."""
@@ -196,10 +244,11 @@ class CalibrationSet(Struct, frozen=True):
     """A calibration-set manifest (``calibration/*.toml``): which recordings calibrate, measure and prove a bundle.
 
     ``recordings`` names a function that takes a split's name and gives records with an ``id``, ``inputs`` (modality ->
-    array, as a source would push them) and a ``label``, which may be None.
+    array, as a source would push them) and a ``label``, which may be None; or it is a table that says where files with
+    recordings are: ``{ from = "mcap" | "video" | "folder" | "arrays", path = ... }``.
     """
 
-    recordings: Factory
+    recordings: Factory | RecordingSource
     calibration: Split
     """Ranges are taken from these, and from nothing else."""
     heldout: Split
@@ -393,15 +442,22 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     heads = [name for name, c in recipe.components.items() if isinstance(c, HeadRecipe)]
     if not heads:
         yield "components has no head, so nothing would come out of the bundle"
+    for name in recipe.targets:
+        try:
+            target(name)
+        except RecipeError as error:
+            yield f"targets: {error}"
     yield from _label_problems(recipe)
     for name, component in recipe.components.items():
+        yield from _model_problems(recipe, name, component)
         yield from _source_problems(recipe, name, component)
         yield from _task_problems(recipe, name, component)
     yield from _name_problems(recipe.default_heads, heads, "default_heads")
     yield from _name_problems(recipe.require.accuracy, heads, "require.accuracy")
     yield from _name_problems(recipe.require.keep, list(recipe.components), "require.keep")
     for name, variants in recipe.require.keep.items():
-        yield from _name_problems(variants, list(get_args(VariantKey)), f"require.keep.{name}")
+        kind: Kind = "head" if isinstance(recipe.components.get(name), HeadRecipe) else "encoder"
+        yield from _name_problems(variants, list(variants_for(recipe.targets, kind)), f"require.keep.{name}")
 
 
 def _label_problems(recipe: Recipe) -> Iterator[str]:
@@ -411,6 +467,16 @@ def _label_problems(recipe: Recipe) -> Iterator[str]:
         for label in labels:
             if label.splitlines() != [label]:
                 yield f"labels.{name} has {label!r}: a label is one line, and not empty"
+
+
+def _model_problems(recipe: Recipe, name: str, component: ComponentRecipe) -> Iterator[str]:
+    source = component.model or recipe.model
+    if source is None:
+        yield f"components.{name} has no model: give the recipe one for all its components, or each its own"
+    if isinstance(source, OnnxModel) and component.module:
+        yield f"components.{name}.module is '{component.module}': of an ONNX graph only the whole is taken, module = ''"
+    if isinstance(source, OnnxModel) and component.recover is not None:
+        yield f"components.{name}.recover: an ONNX graph cannot be trained on, only a torch model can"
 
 
 def _source_problems(recipe: Recipe, name: str, component: ComponentRecipe) -> Iterator[str]:
@@ -437,4 +503,4 @@ def _task_problems(recipe: Recipe, name: str, component: ComponentRecipe) -> Ite
 def _name_problems(names: tuple[str, ...] | Mapping[str, object], known: list[str], where: str) -> Iterator[str]:
     for name in names:
         if name not in known:
-            yield f"{where} names '{name}'{_nearest(name, known) or '.'} There are {', '.join(known)}"
+            yield f"{where} names '{name}'{_nearest(name, known) or '.'} There are {', '.join(known) or 'none'}"

@@ -8,11 +8,11 @@ import operator
 import os
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -20,30 +20,25 @@ from edge_mbm.calibration import DataDigest
 from edge_mbm.errors import CalibrationError, EdgeMbmError, RecipeError
 from edge_mbm.export.place import place
 from edge_mbm.export.recipe import LoadedRecipe, Split
+from edge_mbm.export.recording_sources.read import read_recordings
+from edge_mbm.export.recording_sources.record import Recording
+from edge_mbm.export.recording_sources.split import Wanted
 
 __all__ = ["Recording", "import_function", "import_path", "importable", "recordings", "same_recordings"]
-
-
-class Recording(NamedTuple):
-    """What sensors took in around one moment, and the truth about it if it is known."""
-
-    id: str
-    inputs: Mapping[str, Any]
-    """Modality -> array, as a source would push it."""
-    label: int | None
 
 
 def recordings(loaded: LoadedRecipe, split: Split, digest: DataDigest | None = None) -> Iterator[Recording]:
     """The recordings of a split, one after the other; never more in memory than the factory holds.
 
     Args:
-        loaded: the recipe.
+        loaded: the recipe; its calibration set names the factory, or says where files are.
         split: which, and how many at most.
         digest: taken of each on the way.
 
     Raises:
-        RecipeError: there is no such function.
-        CalibrationError: it raised, gave none, or gave what is no recording of these modalities.
+        RecipeError: there is no such function, or no such split.
+        CalibrationError: it raised, gave none, or gave what is no recording of these modalities; a file is absent or
+            damaged.
     """
     count = 0
     for given in itertools.islice(_items(loaded, split), split.samples):
@@ -53,7 +48,7 @@ def recordings(loaded: LoadedRecipe, split: Split, digest: DataDigest | None = N
         count += 1
         yield recording
     if count == 0:
-        raise CalibrationError(f"{loaded.data.recordings} gives no recordings for the split '{split.split}'")
+        raise CalibrationError(_none_given(loaded, split))
 
 
 def same_recordings(loaded: LoadedRecipe, split: Split, entries: Sequence[tuple[str, str]]) -> Iterator[Recording]:
@@ -77,28 +72,55 @@ def same_recordings(loaded: LoadedRecipe, split: Split, entries: Sequence[tuple[
 
 
 def _changed(loaded: LoadedRecipe, split: Split, what: str) -> CalibrationError:
+    source = loaded.data.recordings
+    if isinstance(source, str):
+        return CalibrationError(
+            f"{source}('{split.split}') gave other recordings when it was called again; the first that changed is "
+            f"{what}: seed its random numbers, and let it begin anew at each call"
+        )
     return CalibrationError(
-        f"{loaded.data.recordings}('{split.split}') gave other recordings when it was called again; the first that "
-        f"changed is {what}: seed its random numbers, and let it begin anew at each call"
+        f"{source} changed while the export was reading them; the first of '{split.split}' that changed is {what}: "
+        "export again when nothing writes there any more"
     )
 
 
+def _none_given(loaded: LoadedRecipe, split: Split) -> str:
+    source = loaded.data.recordings
+    if isinstance(source, str):
+        return f"{source} gives no recordings for the split '{split.split}'"
+    return f"{source}: there are none for the split '{split.split}'; give it a larger share, or more files"
+
+
 def _items(loaded: LoadedRecipe, split: Split) -> Iterator[Any]:
-    function = import_function(loaded.data.recordings, "recordings")
+    source = loaded.data.recordings
+    if isinstance(source, str):
+        return _made(source, split)
+    folder = (loaded.path.parent / loaded.recipe.calibration_set).parent
+    recipe, wanted = loaded.recipe, Wanted(split.split, split.samples)
+    return read_recordings(source, folder, recipe.modalities, recipe.labels, wanted)
+
+
+def _made(factory: str, split: Split) -> Iterator[Any]:
+    function = import_function(factory, "recordings")
     try:
         given: Iterable[Any] = function(split.split)
         yield from given
     except EdgeMbmError:
         raise
     except Exception as error:  # whatever a user's code raises
-        where = f"{loaded.data.recordings}('{split.split}')"
+        where = f"{factory}('{split.split}')"
         raise CalibrationError(f"{where} raised {type(error).__name__}: {error}{place(error)}") from error
+
+
+def _label(label: Any, loaded: LoadedRecipe) -> int | str | None:
+    """A class by its number; any word, where a head has a metric of its own that knows what to make of it."""
+    has_metric = any(getattr(head, "metric", None) is not None for head in loaded.recipe.components.values())
+    return label if label is None or (has_metric and isinstance(label, str)) else operator.index(label)
 
 
 def _checked(given: Any, loaded: LoadedRecipe, where: str) -> Recording:
     try:
-        label = None if given.label is None else operator.index(given.label)
-        recording = Recording(str(given.id), dict(given.inputs), label)
+        recording = Recording(str(given.id), dict(given.inputs), _label(given.label, loaded))
     except (AttributeError, TypeError, ValueError) as error:
         raise CalibrationError(
             f"{where} is no record of an id, inputs (modality -> array) and a label (a whole number, or None): {error}"

@@ -13,10 +13,12 @@ from edge_mbm.calibration import DataDigest
 from edge_mbm.errors import CalibrationError, ExportError
 from edge_mbm.export.chain import Arrays, Chain, Runner, downstream
 from edge_mbm.export.draft import Data, Draft, Reference, given
+from edge_mbm.export.lock import check_lock
 from edge_mbm.export.progress import Progress
 from edge_mbm.export.prove import PARITY_BATCHES
 from edge_mbm.export.recordings import Recording, recordings, same_recordings
 from edge_mbm.export.skeleton import make_skeleton
+from edge_mbm.export.tokenizers import tokenizer_files
 from edge_mbm.spec import Head
 
 __all__ = ["describe", "origin_runners", "read", "refer"]
@@ -26,7 +28,9 @@ def describe(draft: Draft, progress: Progress) -> Draft:
     """Run the model on zeros once: shapes and dtypes of everything."""
     recipe = draft.loaded.recipe
     progress.stage("describe the components", 1)
+    tokenizers = tokenizer_files(draft.loaded)
     components = make_skeleton(recipe, draft.origin)
+    Chain(components, tokenizers)  # raises where a tokenizer is not one: better now than after an hour of recordings
     progress.step()
     return replace(draft, components=components)
 
@@ -46,17 +50,18 @@ def read(draft: Draft, progress: Progress) -> Draft:
             f"'{data.heldout.split}' is in '{data.calibration.split}' too: errors must be measured on what calibration "
             "never saw"
         )
+    check_lock(draft.loaded, {"calibration": digests[data.calibration], "heldout": digests[data.heldout]})
     return replace(draft, data=Data(digests[data.calibration], digests[data.heldout]))
 
 
 def refer(draft: Draft, progress: Progress) -> Draft:
     """Run the model on the recordings to be held out, and on those that travel in the bundle."""
     components = given(draft.components)
-    chain, data = Chain(components), draft.loaded.data
+    chain, data = Chain(components, tokenizer_files(draft.loaded)), draft.loaded.data
     runners = origin_runners(draft)
     progress.stage("run the model on the held-out recordings", data.heldout.samples + data.golden.samples)
     outputs: list[Arrays] = []
-    truth: list[int | None] = []
+    truth: list[int | str | None] = []
     kept: dict[str, list[Arrays]] = {name: [] for name in components}
     for recording in same_recordings(draft.loaded, data.heldout, given(draft.data).heldout.entries):
         last: dict[str, Arrays] = {}
@@ -71,9 +76,11 @@ def refer(draft: Draft, progress: Progress) -> Draft:
     labels = [label for label in truth if label is not None]
     labels = labels if len(labels) == len(truth) else []
     golden = []
-    for recording in recordings(draft.loaded, data.golden, DataDigest()):
+    digest = DataDigest()
+    for recording in recordings(draft.loaded, data.golden, digest):
         golden.append((recording, _replayable(draft, recording, chain.run(recording, runners))))
         progress.step(recording.id)
+    check_lock(draft.loaded, {"golden": digest})
     return replace(draft, reference=Reference(outputs, labels, inputs=kept, golden=golden))
 
 

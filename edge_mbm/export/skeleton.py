@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from edge_mbm.errors import ManifestError, RecipeError
 from edge_mbm.export.origin import Origin
@@ -30,6 +30,8 @@ from edge_mbm.spec import (
     SensorModality,
     State,
     TensorSpec,
+    TextModality,
+    TokenSteps,
     Variant,
 )
 
@@ -67,6 +69,7 @@ def make_skeleton(recipe: Recipe, origin: Origin) -> dict[str, Skeleton]:
 def _manifest(recipe: Recipe, made: Mapping[str, Skeleton]) -> Manifest:
     """The manifest to come, its graphs and labels still empty."""
     assets = {name: Asset(kind="labels", path=f"{name}.txt") for name in recipe.labels}
+    assets |= {name: Asset(kind="tokenizer", path=f"tokenizers/{name}") for name in recipe.tokenizers}
     nothing = FileEntry(sha256="0" * 64, size=0)
     variant = Variant(
         target="any", precision="fp32", opset=recipe.opset, graph="graph", decision=Decision(kept=True, reason="-")
@@ -74,7 +77,7 @@ def _manifest(recipe: Recipe, made: Mapping[str, Skeleton]) -> Manifest:
     return Manifest(
         name=recipe.name,
         modalities=recipe.modalities,
-        components={name: msgspec.structs.replace(made[name], variants={"fp32": variant}) for name in made},
+        components={name: replace(made[name], variants={"fp32": variant}) for name in made},
         default_heads=recipe.default_heads,
         assets=assets,
         files=dict.fromkeys(["graph", *(asset.path for asset in assets.values())], nothing),
@@ -114,12 +117,36 @@ def _component(recipe: Recipe, name: str, origin: Origin, made: Mapping[str, Ske
     zeros = {key: np.zeros(spec.resolve(_BATCH), spec.dtype) for key, spec in bare.graph_inputs().items()}
     given = origin.run(name, zeros)
     outputs = {
-        key: Output(tensor=_output_tensor(f"{name}.{key}", given[key]), task=task)
+        key: Output(tensor=_output_tensor(f"{name}.{key}", given[key], last=origin.channels_last(name)), task=task)
         for key, task in component.outputs.items()
     }
     for state in states:
         _check_state(name, state, given[state.output])
-    return _assemble(component, inputs, outputs, states)
+    made_of = _assemble(component, inputs, outputs, states)
+    return made_of if origin.batch_free(name) else _one_at_a_time(made_of, name)
+
+
+def _one_at_a_time(component: Skeleton, name: str) -> Skeleton:
+    """With a batch of 1 wherever it was free."""
+    if isinstance(component, Head) and component.present is not None:
+        raise RecipeError(
+            f"components.{name} has a present mask, whose batch is free, and a graph that takes one sample at a time"
+        )
+    edges = {
+        field: {key: replace(value, tensor=_fixed(value.tensor)) for key, value in getattr(component, field).items()}
+        for field in ("inputs", "outputs")
+    }
+    states = tuple(replace(state, tensor=_fixed(state.tensor)) for state in component.states)
+    return replace(component, **edges, states=states)
+
+
+def _fixed(tensor: TensorSpec) -> TensorSpec:
+    return replace(tensor, shape=tensor.resolve(1))
+
+
+def _freed(tensor: TensorSpec) -> TensorSpec:
+    """Of a component that takes one sample at a time: those it feeds need not."""
+    return replace(tensor, shape=("batch", *tensor.shape[1:]))
 
 
 def _assemble(
@@ -146,7 +173,7 @@ def _input_tensor(
 ) -> TensorSpec:
     upstream, dot, output = value.source.partition(".")
     if dot:
-        return made[upstream].outputs[output].tensor
+        return _freed(made[upstream].outputs[output].tensor)
     modality, steps = recipe.modalities[value.source], value.preprocess
     window = component.window if isinstance(component, EncoderRecipe) else None
     if isinstance(steps, ImageSteps):
@@ -163,12 +190,15 @@ def _input_tensor(
         return TensorSpec(dtype="float32", shape=("batch", frames, steps.n_mels), layout="NTC", unit="log mel power")
     if isinstance(steps, RawSteps) and isinstance(modality, AudioModality) and window is not None:
         return TensorSpec(dtype="float32", shape=("batch", window.length), layout="NT", unit="full scale +-1")
+    if isinstance(steps, TokenSteps) and isinstance(modality, TextModality):
+        unit = {"ids": "token ids", "mask": "1 for tokens, 0 for padding", "segments": "segment ids"}[steps.gives]
+        return TensorSpec(dtype="int64", shape=("batch", steps.max_length), layout="NT", unit=unit)
     if isinstance(steps, RawSteps) and isinstance(modality, SensorModality):
         return TensorSpec(dtype="float32", shape=("batch", *modality.shape), unit=modality.unit)
     raise RecipeError(
         f"components.{where} takes {type(modality).__name__} with {type(steps).__name__}"
         f"{'' if window else ' and no window'}: this edge-mbm exports images through 'image' steps, audio with a "
-        "window through 'log_mel' or 'raw', and sensors as they come"
+        "window through 'log_mel' or 'raw', text through 'tokens', and sensors as they come"
     )
 
 
@@ -179,11 +209,12 @@ def _check_labels(recipe: Recipe, where: str, output: Output) -> None:
             raise RecipeError(f"'{where}' gives {classes} values, labels.{output.task.labels} has {labels} names")
 
 
-def _output_tensor(where: str, value: NDArray[Any]) -> TensorSpec:
+def _output_tensor(where: str, value: NDArray[Any], *, last: bool) -> TensorSpec:
     if value.ndim < 1 or value.shape[0] != _BATCH:
         raise RecipeError(f"'{where}' is {value.dtype}{list(value.shape)} for a batch of {_BATCH}: batch goes first")
     shape = ("batch", *value.shape[1:])
-    return TensorSpec(dtype=str(value.dtype), shape=shape, layout=_LAYOUTS.get(value.ndim))  # type: ignore[arg-type]
+    layout = "NHWC" if last and value.ndim == 4 else _LAYOUTS.get(value.ndim)
+    return TensorSpec(dtype=str(value.dtype), shape=shape, layout=layout)  # type: ignore[arg-type]
 
 
 def _state(state: StateRecipe) -> State:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -168,7 +169,13 @@ def _worker(
             )
         except subprocess.TimeoutExpired as late:
             return _parse(late.stdout or b""), f"did not load and run within {_TIMEOUT_S:.0f} s"
-    return _parse(done.stdout), f"ends ONNX Runtime's process with code {done.returncode} (a crash)"
+    return _parse(done.stdout), _ending(done.returncode)
+
+
+def _ending(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "was killed while it ran, by signal 9: out of memory? Close other programs, or take a smaller model"
+    return f"ends ONNX Runtime's process with code {code} (a crash)"
 
 
 def _parse(lines: bytes) -> list[dict[str, Any]]:

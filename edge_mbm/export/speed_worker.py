@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ __all__ = ["main"]
 
 _WARM_UP = 20
 _MOST = 20_000
+_ALLOCATION = re.compile(r"bad_alloc|[Ff]ailed to allocate memory")
+_OUT_OF_MEMORY = " (out of memory: close other programs, or take a smaller model)"
 
 
 def main() -> int:
@@ -39,7 +42,8 @@ def main() -> int:
         except Exception as error:  # noqa: BLE001 - whatever it raises is the finding
             calls.pop(variant, None)
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            _answer(answers, {"variant": variant, "fault": f"does not load or run: {first[:300]}"})
+            more = _OUT_OF_MEMORY if isinstance(error, MemoryError) or _ALLOCATION.search(str(error)) else ""
+            _answer(answers, {"variant": variant, "fault": f"does not load or run: {first[:300]}{more}"})
     if job["seconds"] > 0 and calls:
         _answer(answers, {"times": _in_turn(calls, job["seconds"])})
     return 0

@@ -27,7 +27,10 @@ EXPORTERS: tuple[Exporter, ...] = ("torch.export", "torchscript")
 
 
 def trace(
-    loaded: LoadedRecipe, components: Mapping[str, Skeleton], exporter: Exporter
+    loaded: LoadedRecipe,
+    components: Mapping[str, Skeleton],
+    exporter: Exporter,
+    weights: Mapping[str, bytes] | None = None,
 ) -> Generator[tuple[str, bytes | TraceError], None, None]:
     """Trace components one after the other in one subprocess.
 
@@ -35,6 +38,7 @@ def trace(
         loaded: the recipe.
         components: which, with their tensors.
         exporter: torch's newer exporter, or its older one.
+        weights: of some components, packed, in place of the model's own.
 
     Yields:
         Each component's name with its graph as the exporter wrote it, or with what went wrong. Close it to end early:
@@ -42,6 +46,8 @@ def trace(
     """
     left = dict(components)
     with tempfile.TemporaryDirectory(prefix="edge-mbm-trace-") as folder:
+        for name, packed in (weights or {}).items():
+            Path(folder, f"{name}.npz").write_bytes(packed)
         while left:
             with contextlib.closing(_round(loaded, dict(left), exporter, Path(folder))) as outcomes:
                 for name, outcome in outcomes:
@@ -78,7 +84,6 @@ def _job(loaded: LoadedRecipe, components: Mapping[str, Skeleton], exporter: Exp
         "folder": str(folder),
         "components": {
             name: {
-                "module": loaded.recipe.components[name].module,
                 "inputs": [[key, spec.dtype, list(spec.shape)] for key, spec in component.graph_inputs().items()],
                 "outputs": list(component.graph_outputs()),
             }

@@ -23,16 +23,23 @@ from torch import Tensor, nn
 from torch.jit import TracerWarning  # type: ignore[attr-defined]
 
 from edge_mbm.errors import EdgeMbmError
-from edge_mbm.export.origin import load_model, submodule
+from edge_mbm.export.origin import Origin
 from edge_mbm.export.place import place
 from edge_mbm.export.recipe import load_recipe
 from edge_mbm.export.recordings import importable
+from edge_mbm.export.weights import load_weights
 
 __all__ = ["main"]
 
 _BATCH = 2  # torch.export takes a size of 1 for a constant
 _BRANCH = "; forward must not branch on what a tensor holds, nor on the batch: torch.where chooses inside the graph"
-_ADVICE = {"data-dependent": _BRANCH, "to a Python boolean": _BRANCH, "len to get": "; use x.shape[0]"}
+_MEMORY = "this machine's memory did not suffice"
+_ADVICE = {
+    "can't allocate memory": f"; {_MEMORY}",
+    "data-dependent": _BRANCH,
+    "to a Python boolean": _BRANCH,
+    "len to get": "; use x.shape[0]",
+}
 
 
 def main() -> int:
@@ -44,11 +51,11 @@ def main() -> int:
     warnings.simplefilter("ignore")
     loaded = load_recipe(Path(job["recipe"]))
     with importable(loaded.python_path()):
-        model = load_model(loaded)
+        origin = Origin(loaded, only=job["components"])
         for name, component in job["components"].items():
             with suppress(OSError):
                 os.ftruncate(2, 0)  # should it end here, these are its last words and no other's
-            _answer(answers, {"name": name, **_try(model, name, component, job)})
+            _answer(answers, {"name": name, **_try(origin, name, component, job)})
     return 0
 
 
@@ -56,9 +63,11 @@ def _answer(stream: BinaryIO, answer: Mapping[str, Any]) -> None:
     stream.write(json.dumps(answer).encode() + b"\n")
 
 
-def _try(model: nn.Module, name: str, component: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, str]:
+def _try(origin: Origin, name: str, component: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, str]:
     try:
-        module = submodule(model, component["module"], name)
+        module = origin.module(name)
+        if (tuned := Path(job["folder"], f"{name}.npz")).exists():
+            load_weights(module, tuned.read_bytes())
         target = Path(job["folder"], f"{name}.onnx")
         write = _with_torch_export if job["exporter"] == "torch.export" else _with_torchscript
         write(module, component, job["opset"], target)
@@ -131,6 +140,8 @@ def _explain(error: Exception) -> str:
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
+    if isinstance(chain[-1], MemoryError):
+        return f"MemoryError: {_MEMORY}{place(error, _node(chain))}"
     text = str(chain[-1]).strip() or str(error).strip()
     first = next((line.strip() for line in text.splitlines() if line.strip()), "no message")
     op = re.search(r"aten[.:]+[\w.]+", f"{error}\n{text}")

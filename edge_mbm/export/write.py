@@ -17,7 +17,8 @@ import torch
 
 from edge_mbm.bundle import BundleFiles, write_bundle
 from edge_mbm.export.draft import Draft, given
-from edge_mbm.export.report import report
+from edge_mbm.export.report import REPORT_DATA, REPORT_PAGE, report
+from edge_mbm.export.tokenizers import tokenizer_files, tokenizer_path
 from edge_mbm.export.variants import DIALECTS
 from edge_mbm.spec import Asset, Component, GoldenSample, Manifest, Provenance, Variant
 
@@ -54,7 +55,7 @@ def write(draft: Draft, target: Path) -> Manifest:
             calibration=given(draft.calibrated).record,
         ),
     )
-    contents["report.md"] = report(manifest, draft, {path: len(data) for path, data in contents.items()}).encode()
+    contents |= report(draft, manifest)
     written = write_bundle(target, manifest, contents)
     with BundleFiles(target):  # every byte of it, as a device will
         return written
@@ -81,13 +82,15 @@ def _variant(draft: Draft, name: str, variant: str, contents: dict[str, bytes]) 
     if path is not None:
         contents[path] = given(draft.graphs)[key]
     return Variant(
-        target=dialect.target if dialect else "any",
+        target=dialect.family if dialect else "any",
         precision=dialect.precision if dialect else "fp32",
         decision=decision,
         opset=draft.loaded.recipe.opset,
         graph=path,
         error=given(draft.errors).get(key),
         speed=given(draft.speeds).get(key),
+        made_by=draft.made_by.get(key, ""),
+        parsed=given(draft.checks)[key].parsed if key in given(draft.checks) else (),
     )
 
 
@@ -96,10 +99,15 @@ def _assets(draft: Draft, contents: dict[str, bytes]) -> dict[str, Asset]:
     for name, labels in draft.loaded.recipe.labels.items():
         contents[f"labels/{name}.txt"] = "".join(f"{label}\n" for label in labels).encode()
         assets[name] = Asset(kind="labels", path=f"labels/{name}.txt")
+    for name, tokenizer in tokenizer_files(draft.loaded).items():
+        path = tokenizer_path(name, tokenizer)
+        contents[path] = tokenizer
+        assets[name] = Asset(kind="tokenizer", path=path)
     listing = json.dumps(dict(given(draft.data).calibration.entries), indent=1) + "\n"
     contents["calibration/samples.json"] = listing.encode()
     assets["calibration_samples"] = Asset(kind="other", path="calibration/samples.json")
-    assets["report"] = Asset(kind="report", path="report.md")
+    assets["report"] = Asset(kind="report", path=REPORT_PAGE)
+    assets["report_data"] = Asset(kind="report", path=REPORT_DATA)
     return assets
 
 
@@ -113,11 +121,15 @@ def _golden(draft: Draft, contents: dict[str, bytes]) -> tuple[GoldenSample, ...
     return tuple(samples)
 
 
-def _arrays(prefix: str, arrays: Mapping[str, NDArray[Any]], contents: dict[str, bytes]) -> dict[str, str]:
+def _arrays(prefix: str, values: Mapping[str, NDArray[Any] | str], contents: dict[str, bytes]) -> dict[str, str]:
     paths = {}
-    for key, array in arrays.items():
-        stream = io.BytesIO()
-        np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
-        paths[key] = f"{prefix}.{key}.npy"
-        contents[paths[key]] = stream.getvalue()
+    for key, value in values.items():
+        paths[key] = f"{prefix}.{key}.{'txt' if isinstance(value, str) else 'npy'}"
+        contents[paths[key]] = value.encode() if isinstance(value, str) else _npy(value)
     return paths
+
+
+def _npy(array: NDArray[Any]) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
+    return stream.getvalue()

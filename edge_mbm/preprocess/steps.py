@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -9,7 +10,8 @@ import numpy as np
 from edge_mbm.errors import InputError, ManifestError
 from edge_mbm.preprocess.audio import LogMel, as_array, as_waveform
 from edge_mbm.preprocess.image import ImagePreprocessor
-from edge_mbm.spec import ImageSteps, LogMelSteps, Preprocess, RawSteps, TensorSpec
+from edge_mbm.preprocess.text import TextPreprocessor
+from edge_mbm.spec import ImageSteps, LogMelSteps, Preprocess, RawSteps, TensorSpec, TokenSteps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,7 +20,7 @@ __all__ = ["Preprocessor", "build_preprocessor"]
 
 
 class Preprocessor(Protocol):
-    """One raw item (a frame, an audio window, a vector) to a graph input with a batch axis of 1."""
+    """One raw item (a frame, an audio window, a text, a vector) to a graph input with a batch axis of 1."""
 
     shape: tuple[int, ...]
 
@@ -27,17 +29,21 @@ class Preprocessor(Protocol):
         ...
 
 
-def build_preprocessor(steps: Preprocess, tensor: TensorSpec) -> Preprocessor:
+def build_preprocessor(
+    steps: Preprocess, tensor: TensorSpec, assets: Mapping[str, bytes] | None = None
+) -> Preprocessor:
     """The preprocessor for one graph input.
 
     Args:
         steps: what the manifest says to do.
         tensor: the graph input that the result must fit, its named dimensions taken as 1.
+        assets: name -> bytes of the files that the steps name.
 
     Raises:
-        ManifestError: the steps do not give that tensor, or this version cannot do them.
+        ManifestError: the steps do not give that tensor, this version cannot do them, or an asset is missing or wrong.
+        MissingDependencyError: see ``TextPreprocessor``.
     """
-    preprocessor = _build(steps, tensor)
+    preprocessor = _build(steps, tensor, assets or {})
     dtype = _GIVES.get(type(steps), tensor.dtype)
     if preprocessor.shape != tensor.resolve() or dtype != tensor.dtype:
         raise ManifestError(
@@ -47,17 +53,21 @@ def build_preprocessor(steps: Preprocess, tensor: TensorSpec) -> Preprocessor:
     return preprocessor
 
 
-_GIVES: dict[type, str] = {ImageSteps: "uint8", LogMelSteps: "float32"}
+_GIVES: dict[type, str] = {ImageSteps: "uint8", LogMelSteps: "float32", TokenSteps: "int64"}
 """The one dtype of each step; raw data is cast to whatever the graph takes."""
 
 
-def _build(steps: Preprocess, tensor: TensorSpec) -> Preprocessor:
+def _build(steps: Preprocess, tensor: TensorSpec, assets: Mapping[str, bytes]) -> Preprocessor:
     if isinstance(steps, ImageSteps):
         return ImagePreprocessor(steps)
     if isinstance(steps, LogMelSteps):
         return _LogMelPreprocessor(steps, tensor)
     if isinstance(steps, RawSteps):
         return _RawPreprocessor(tensor)
+    if isinstance(steps, TokenSteps) and steps.asset in assets:
+        return TextPreprocessor(steps, assets[steps.asset])
+    if isinstance(steps, TokenSteps):
+        raise ManifestError(f"the steps TokenSteps need the asset '{steps.asset}'; there is {sorted(assets)}")
     raise ManifestError(f"the manifest asks for the steps {type(steps).__name__}, which this edge-mbm cannot do yet")
 
 

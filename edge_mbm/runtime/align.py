@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from time import perf_counter_ns
 from typing import NamedTuple
 
@@ -40,6 +40,7 @@ class Aligner:
         modalities: per head input, the one modality it depends on.
         feeds: per head input, what the first encoder on its way reads.
         max_pending: pivots to hold; when more wait, the oldest is dropped and counted.
+        latched: modalities that are taken as they last were, see ``Manifest.latched``.
     """
 
     def __init__(
@@ -49,12 +50,15 @@ class Aligner:
         modalities: Mapping[str, str],
         feeds: Mapping[str, Feed],
         max_pending: int,
+        *,
+        latched: Collection[str] = (),
     ) -> None:
         self._head = head
         self._nodes = nodes
         self._modalities = modalities
         self.feeds = tuple(feeds.values())
         self._max_pending = max_pending
+        self._latched = frozenset(latched)
         pivot = next(key for key, modality in modalities.items() if modality == head.pivot)
         self.pivot_node, self.pivot_feed = nodes[pivot], feeds[pivot]
         self._others = [(modalities[key], feed) for key, feed in feeds.items() if feed is not self.pivot_feed]
@@ -89,7 +93,9 @@ class Aligner:
             if missing and self._head.present is None:
                 self.skipped += 1
                 continue
-            times = [value.t for value in inputs.values() if value is not None]
+            # A prompt of an hour ago is not an hour out of step.
+            timed = [inputs[key] for key, modality in self._modalities.items() if modality not in self._latched]
+            times = [value.t for value in timed if value is not None] or [pivot.t]
             wait = perf_counter_ns() - pivot.encoded
             return Match(pivot.t, inputs, missing, max(times) - min(times), wait, self._take_dropped())
         return None
@@ -138,15 +144,20 @@ class Aligner:
 
     def lacking(self, t: int) -> tuple[str, ...]:
         """Modalities that have not passed ``t``."""
-        return tuple(dict.fromkeys(modality for modality, feed in self._others if not feed.passed(t)))
+        return tuple(dict.fromkeys(modality for modality, feed in self._others if not self._is_past(modality, feed, t)))
+
+    def _is_past(self, modality: str, feed: Feed, t: int) -> bool:
+        return feed.caught_up(t) if modality in self._latched else feed.passed(t)
 
     def _is_settled(self, t: int, now: int) -> bool:
         return now >= t + self._head.deadline_ns or not self.lacking(t)
 
     def _current(self, key: str, t: int) -> Encoded | None:
         encoded = self._nodes[key].at(t)
-        tolerance = self._head.tolerance_ns.get(self._modalities[key], 0)
-        return encoded if encoded is not None and t - encoded.t <= tolerance else None
+        modality = self._modalities[key]
+        if encoded is None or modality in self._latched:
+            return encoded
+        return encoded if t - encoded.t <= self._head.tolerance_ns.get(modality, 0) else None
 
     def _dropped_total(self) -> int:
         unencoded = self.pivot_feed.dropped + self.pivot_node.failed

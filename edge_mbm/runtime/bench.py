@@ -20,7 +20,17 @@ from edge_mbm.runtime.latency import LatencyFigures, LatencyHistogram
 from edge_mbm.runtime.machine import look_at_machine
 from edge_mbm.runtime.plan import plan
 from edge_mbm.runtime.session import Session, SessionOptions
-from edge_mbm.spec import AudioModality, Component, Encoder, ImageSteps, Manifest, SensorModality, Window
+from edge_mbm.spec import (
+    AudioModality,
+    Component,
+    Encoder,
+    ImageSteps,
+    Manifest,
+    Modality,
+    SensorModality,
+    TextModality,
+    Window,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -204,7 +214,7 @@ class _Lane:
 
 class _Item(NamedTuple):
     modality: str
-    data: NDArray[Any]
+    data: NDArray[Any] | str
     t: int
 
 
@@ -229,32 +239,36 @@ class _Feed:
             start, end = end, end + self._step_ns
             yield [self._item(name, data, start, end) for name, data in sample.items()]
 
-    def _item(self, name: str, data: NDArray[Any], start: int, end: int) -> _Item:
+    def _item(self, name: str, data: NDArray[Any] | str, start: int, end: int) -> _Item:
         modality = self._modalities[name]
-        if not isinstance(modality, AudioModality):
+        if not isinstance(modality, AudioModality) or isinstance(data, str):
             return _Item(name, data, end)
         first, last = (t * modality.sample_rate // _SECOND for t in (start, end))
         block = np.take(data, np.arange(first, last), mode="wrap")
         return _Item(name, block, first * _SECOND // modality.sample_rate)
 
 
-def _golden(bundle: Bundle, modalities: Mapping[str, object], inputs: Mapping[str, str]) -> dict[str, NDArray[Any]]:
+def _golden(
+    bundle: Bundle, modalities: Mapping[str, Modality], inputs: Mapping[str, str]
+) -> dict[str, NDArray[Any] | str]:
     """A golden sample's inputs, audio as a mono waveform."""
-    found: dict[str, NDArray[Any]] = {}
+    found: dict[str, NDArray[Any] | str] = {}
     for name in modalities.keys() & inputs.keys():
-        data = bundle.read_array(inputs[name])
+        data = bundle.read_sample(name, inputs[name])
         if isinstance(modalities[name], AudioModality):
             data = as_waveform(data)
-        if data.size:
+        if isinstance(data, str) or data.size:
             found[name] = data
     return found
 
 
-def _blank(manifest: Manifest, components: Sequence[Component], name: str) -> NDArray[Any]:
-    """Silence, a black picture as large as the model sees it, or a sensor at rest."""
+def _blank(manifest: Manifest, components: Sequence[Component], name: str) -> NDArray[Any] | str:
+    """Silence, a black picture as large as the model sees it, no words, or a sensor at rest."""
     modality = manifest.modalities[name]
     if isinstance(modality, AudioModality):
         return np.zeros(1, np.float32)
+    if isinstance(modality, TextModality):
+        return ""
     if isinstance(modality, SensorModality):
         return np.zeros(modality.shape, np.float32)
     value = next(v for component in components for v in component.inputs.values() if v.source == name)

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from edge_mbm.bundle import BundleFiles
+from edge_mbm.errors import BundleIntegrityError
 from edge_mbm.runtime.engine import EngineLoader
 from edge_mbm.runtime.session import Session, SessionOptions
+from edge_mbm.spec import TextModality
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["Bundle", "load"]
 
@@ -25,6 +33,19 @@ class Bundle(BundleFiles):
             InputError, ManifestError, EngineError, MissingDependencyError: see ``Session``.
         """
         return Session(self, options, load_engine=load_engine)
+
+    def read_sample(self, modality: str, path: str) -> NDArray[np.generic] | str:
+        """What a golden sample has of a modality, as a source would push it.
+
+        Raises:
+            BundleIntegrityError: not listed, altered, or not a plain ``.npy`` array; of a text modality, not UTF-8.
+        """
+        if not isinstance(self.manifest.modalities[modality], TextModality):
+            return self.read_array(path)
+        try:
+            return self.read(path).decode()
+        except UnicodeDecodeError as error:
+            raise BundleIntegrityError(f"'{path}' in the bundle is not UTF-8 text: {error}") from error
 
 
 def load(path: str | os.PathLike[str]) -> Bundle:

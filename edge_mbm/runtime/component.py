@@ -32,15 +32,18 @@ class ComponentRunner:
         name: the component's.
         component: encoder or head.
         engine: loaded with one of its variants.
+        assets: name -> bytes of the files that its preprocessing needs.
     """
 
-    def __init__(self, name: str, component: Encoder | Head, engine: Engine) -> None:
+    def __init__(
+        self, name: str, component: Encoder | Head, engine: Engine, assets: Mapping[str, bytes] | None = None
+    ) -> None:
         self.name = name
         self.component = component
         self.engine = engine
         self._sources = {value.source for value in component.inputs.values()}
         self._prepare = {
-            key: build_preprocessor(value.preprocess, value.tensor)
+            key: build_preprocessor(value.preprocess, value.tensor, assets)
             for key, value in component.inputs.items()
             if "." not in value.source
         }

@@ -63,9 +63,13 @@ class Feed:
 
     def passed(self, t: int) -> bool:
         """Whether the encoder has seen everything of time ``t`` or before that can come."""
+        return self._has_come(t) and self.caught_up(t)
+
+    def caught_up(self, t: int) -> bool:
+        """Whether the encoder has seen everything of time ``t`` or before that has come."""
         on_its_way = self._busy is not None and self._busy <= t
         waits = self._part.waits(t) and not self._is_let_by()
-        return self._has_come(t) and not waits and not on_its_way
+        return not waits and not on_its_way
 
     def switch(self, *, on: bool) -> None:
         """Let the encoder rest, because no running head needs it, or work again from what comes next."""

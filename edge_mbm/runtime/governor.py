@@ -11,7 +11,7 @@ from edge_mbm.errors import InputError
 from edge_mbm.runtime.heat import Heat
 from edge_mbm.runtime.session import Session
 from edge_mbm.runtime.status import LiveStatus
-from edge_mbm.spec import AudioModality, Manifest
+from edge_mbm.spec import AudioModality, Manifest, TextModality
 
 __all__ = ["Action", "Governor", "GovernorOptions", "Lever", "levers"]
 
@@ -131,7 +131,9 @@ def levers(session: Session) -> tuple[Lever, ...]:
         if manifest.modalities_of(value.source.partition(".")[0]) == (head.pivot,)
         for root in _roots(manifest, value.source)
     }
-    frames = [name for name in session.modalities if not isinstance(manifest.modalities[name], AudioModality)]
+    # Texts come rarely, and each counts until the next: one that were held back would never be read.
+    kinds = (AudioModality, TextModality)
+    frames = [name for name in session.modalities if not isinstance(manifest.modalities[name], kinds)]
     return tuple(
         Lever(encoder, modality, encoder in pivots)
         for modality in frames

@@ -8,11 +8,21 @@ from dataclasses import dataclass
 
 from edge_mbm.errors import InputError, ManifestError
 from edge_mbm.runtime.result import RUNNABLE_TASKS
-from edge_mbm.spec import AudioModality, Component, Encoder, Head, ImageModality, Manifest, SensorModality, Variant
+from edge_mbm.spec import (
+    AudioModality,
+    Component,
+    Encoder,
+    Head,
+    ImageModality,
+    Manifest,
+    SensorModality,
+    TextModality,
+    Variant,
+)
 
 __all__ = ["Planned", "choose_heads", "choose_variant", "plan"]
 
-_RUNNABLE_MODALITIES = (ImageModality, AudioModality, SensorModality)
+_RUNNABLE_MODALITIES = (ImageModality, AudioModality, TextModality, SensorModality)
 _CPU_TARGETS = {"x86_64": "x86-cpu", "amd64": "x86-cpu", "aarch64": "arm-cpu", "arm64": "arm-cpu"}
 
 
@@ -116,20 +126,12 @@ def _runnable(manifest: Manifest, name: str) -> Encoder | Head:
     component = manifest.components[name]
     if not isinstance(component, Encoder | Head):
         raise ManifestError(f"'{name}' is a {type(component).__name__.lower()}: this edge-mbm runs encoders and heads")
-    if isinstance(component, Encoder) and len(component.inputs) != 1:
-        raise ManifestError(
-            f"'{name}' is an encoder of {len(component.inputs)} inputs: this edge-mbm runs those of one"
-        )
     if isinstance(component, Encoder) and component.window and not _reads_audio(manifest, component):
         raise ManifestError(f"'{name}' has a window, which this edge-mbm can only slide over audio")
     for value in component.inputs.values():
-        if isinstance(manifest.components.get(value.source.partition(".")[0]), Head):
-            raise ManifestError(f"'{name}' reads '{value.source}', a head's output: this edge-mbm cannot run that yet")
         modality = manifest.modalities.get(value.source)
         if modality is not None and not isinstance(modality, _RUNNABLE_MODALITIES):
             raise ManifestError(f"'{name}' reads '{value.source}', a modality that this edge-mbm cannot run yet")
-        if isinstance(component, Head) and len(manifest.modalities_of(value.source.partition(".")[0])) != 1:
-            raise ManifestError(f"'{name}' reads '{value.source}', which joins several modalities: not supported yet")
     for key, output in component.outputs.items():
         if isinstance(component, Head) and not isinstance(output.task, RUNNABLE_TASKS):
             raise ManifestError(f"'{name}.{key}' is a {type(output.task).__name__} task, which cannot run yet")

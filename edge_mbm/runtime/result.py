@@ -86,7 +86,7 @@ class Result(Struct, frozen=True, kw_only=True, eq=False):
     missing: tuple[str, ...]
     """Modalities that the head had to do without."""
     spread: int
-    """Between the oldest and the newest capture time that went in, ns."""
+    """Between the oldest and the newest capture time that went in, ns; latched texts apart, which have no age."""
     dropped: int
     """Pivot samples that were skipped since this head's previous result."""
     stage_ns: Mapping[str, int]

@@ -15,7 +15,7 @@ from msgspec import structs
 
 from edge_mbm.bundle import BundleFiles
 from edge_mbm.errors import EngineError, InputError, SessionClosedError
-from edge_mbm.preprocess import as_array, as_frame, as_waveform
+from edge_mbm.preprocess import as_array, as_frame, as_text, as_waveform
 from edge_mbm.runtime.align import Aligner, Match
 from edge_mbm.runtime.component import ComponentRunner, EncoderNode
 from edge_mbm.runtime.engine import Engine, EngineLoader, OnnxRuntimeEngine
@@ -35,6 +35,8 @@ from edge_mbm.spec import (
     ImageModality,
     Modality,
     SensorModality,
+    TextModality,
+    TokenSteps,
 )
 
 if TYPE_CHECKING:
@@ -124,7 +126,8 @@ class Session:
         Args:
             modality: its name in the manifest.
             data: image: uint8[H, W, 3] RGB or uint8[H, W] gray, kept by reference until the next poll. Audio: float or
-                int16 [samples] or [samples, channels]. Sensor: a vector of the manifest's shape.
+                int16 [samples] or [samples, channels]. Text: str, which counts until the next, see
+                ``Manifest.latched``. Sensor: a vector of the manifest's shape.
             t: capture time, ns; of the first sample for audio. Must not go back.
             rate: audio only: its sample rate, Hz, if it is not the manifest's; it is resampled with soxr.
 
@@ -186,8 +189,7 @@ class Session:
             Encoders that have something to do.
         """
         with self._lock:
-            for head in self._heads:
-                head.aligner.pivot_feed.held_until = None
+            self._let_go()
             return [name for name, feed in self._feeds.items() if feed.has_work]
 
     def leave_results(self, back: int | None) -> None:
@@ -259,6 +261,9 @@ class Session:
             ready = [head for head in self._heads if head.name not in self._disabled]
             ready.sort(key=lambda head: head.aligner.waiting or 0)
             found = next(((head, m) for head in ready if (m := head.aligner.take(now)) is not None), None)
+            if found is None:
+                # What a feed holds back for may have been skipped: whoever asks waits on, for what is newer.
+                self._let_go()
             self._forget()
         if found is None:
             return None
@@ -325,7 +330,12 @@ class Session:
         except EngineError:
             with self._lock:
                 head.aligner.failed_on(match)
+                head.aligner.pivot_feed.held_until = None
             raise
+
+    def _let_go(self) -> None:
+        for head in self._heads:
+            head.aligner.pivot_feed.held_until = None
 
     def _newest(self) -> int:
         return max((s.bound for s in self._streams.values() if s.bound is not None), default=0)
@@ -413,7 +423,8 @@ class Session:
             for encoder, feed in self._feeds.items():
                 needed = any(feed in head.aligner.feeds for head in running)
                 self._nodes[encoder].starts_anew |= not needed
-                feed.switch(on=needed)
+                # A text that comes while nobody needs it still counts when somebody does.
+                feed.switch(on=needed or isinstance(self.manifest.modalities[feed.stream.name], TextModality))
 
     # --- one shot ----------------------------------------------------------------------------------------------------
 
@@ -464,7 +475,8 @@ class Session:
         for planned in self.plan:
             engine = load(planned.name, planned.component, bundle.read(planned.graph))
             undo.callback(engine.close)
-            runners[planned.name] = ComponentRunner(planned.name, planned.component, engine)
+            assets = _assets(bundle, planned.component)
+            runners[planned.name] = ComponentRunner(planned.name, planned.component, engine, assets)
         return runners
 
     def _make_streams(self) -> dict[str, Stream]:
@@ -489,7 +501,7 @@ class Session:
     def _root_feed(self, encoder: str) -> Feed:
         """What the first encoder on the way to this one reads."""
         while encoder not in self._feeds:
-            [value] = self._nodes[encoder].runner.component.inputs.values()
+            value = next(iter(self._nodes[encoder].runner.component.inputs.values()))  # all are of one source
             encoder = value.source.partition(".")[0]
         return self._feeds[encoder]
 
@@ -525,6 +537,7 @@ class Session:
                 modalities={key: self.manifest.modalities_of(encoder)[0] for key, encoder in feeding.items()},
                 feeds={key: self._root_feed(encoder) for key, encoder in feeding.items()},
                 max_pending=self.options.max_pending,
+                latched=self.manifest.latched(name),
             ),
             modalities=self.manifest.modalities_of(name),
             labels={key: bundle.read_labels(t.labels) for key, t in tasks.items() if isinstance(t, Classification)},
@@ -649,6 +662,13 @@ def _aged(head: HeadNode, result: Result, now: int, started: int) -> Result:
     return structs.replace(result, age=age)
 
 
+def _assets(bundle: BundleFiles, component: Component) -> dict[str, bytes]:
+    """The files that a component's preprocessing needs."""
+    steps = [value.preprocess for value in component.inputs.values()]
+    names = {s.asset for s in steps if isinstance(s, TokenSteps)}
+    return {name: bundle.read(bundle.manifest.assets[name].path) for name in names}
+
+
 def _as_time(t: int) -> int:
     """A plain int, whatever integer type the caller's clock gives."""
     try:
@@ -661,6 +681,8 @@ def _check_item(modality: Modality, data: object, name: str) -> None:
     """Refuse wrong data where it is handed in, not later where it is encoded."""
     if isinstance(modality, ImageModality):
         as_frame(data)
+    elif isinstance(modality, TextModality):
+        as_text(data)
     elif isinstance(modality, SensorModality):
         vector = as_array(data)
         if vector.shape != modality.shape or vector.dtype.kind not in "fiu":

@@ -208,7 +208,7 @@ def _can_do(manifest: Manifest, name: str, head: Head, sample: GoldenSample) -> 
 
 
 def _compare(bundle: Bundle, session: Session, sample: GoldenSample, differences: dict[str, _Difference]) -> None:
-    inputs = {modality: bundle.read_array(path) for modality, path in sample.inputs.items()}
+    inputs = {modality: bundle.read_sample(modality, path) for modality, path in sample.inputs.items()}
     try:
         got = session.run_components(**inputs)
     except InputError as error:
@@ -242,7 +242,7 @@ def _check(manifest: Manifest, planned: Iterable[Planned], name: str, found: _Di
         variants=chain,
         samples=found.samples,
         sqnr_db=found.sqnr_db,
-        required_db=_required_db(manifest.components[key].variants[variant] for key, variant in chain.items()),
+        required_db=_required_db(name, [manifest.components[key].variants[v] for key, v in chain.items()]),
         max_abs=found.max_abs,
         agreement=found.agreement if isinstance(task, Classification) else None,
     )
@@ -255,9 +255,10 @@ def _chain(manifest: Manifest, component: str) -> set[str]:
     return {component}.union(*(_chain(manifest, name) for name in upstream))
 
 
-def _required_db(chain: Iterable[Variant]) -> float:
-    measured = [v.error.sqnr_db - _MARGIN_DB for v in chain if v.precision != "fp32" and v.error is not None]
-    return min([_EXACT_DB, *measured])
+def _required_db(output: str, chain: Iterable[Variant]) -> float:
+    """What the export measured there with each quantized variant in place, less a margin."""
+    errors = [v.error for v in chain if v.precision != "fp32" and v.error is not None]
+    return min([_EXACT_DB, *(error.fed_sqnr_db.get(output, error.sqnr_db) - _MARGIN_DB for error in errors)])
 
 
 def _default_variants(manifest: Manifest) -> tuple[str, ...]:

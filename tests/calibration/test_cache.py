@@ -11,9 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edge_mbm.calibration import RangeCache, TensorRanges, range_key
-from edge_mbm.calibration.cache import _pack, _unpack
-from edge_mbm.errors import InputError
+from edge_mbm.calibration import (
+    RangeCache,
+    TensorRanges,
+    load_ranges,
+    pack_ranges,
+    range_key,
+    save_ranges,
+    unpack_ranges,
+)
+from edge_mbm.errors import CalibrationError, InputError
 
 KEY = range_key(b"graph", "0" * 64, b"steps")
 
@@ -44,7 +51,8 @@ def test_what_is_packed_comes_back_identical(tensors: dict[str, np.ndarray]) -> 
     """Any names, NUL included, tensors without values, none at all: the same histograms in the same order."""
     ranges = TensorRanges()
     ranges.update(tensors)
-    found = _unpack(_pack(ranges))
+    found = unpack_ranges(pack_ranges(ranges))
+    assert pack_ranges(found) == pack_ranges(ranges)
     assert found == ranges
     assert list(found.histograms) == list(tensors)
 
@@ -137,3 +145,28 @@ def test_the_key_changes_with_each_part() -> None:
     assert len(keys) == len(parts)
     assert range_key(*parts[0]) == KEY
     assert all(len(key) == 64 for key in keys)
+
+
+def test_parts_from_several_machines_become_the_whole(tmp_path: Path) -> None:
+    """Each saves what it saw; merged in any order, the bytes are those of one machine that saw all."""
+    generator = np.random.default_rng(5)
+    batches = [{"x": generator.normal(0, k + 1, 500), "y": np.maximum(generator.normal(size=9), 0)} for k in range(6)]
+    for part in range(3):
+        seen = TensorRanges()
+        for batch in batches[part::3]:
+            seen.update(batch)
+        save_ranges(tmp_path / "parts" / f"{part}.npz", seen)
+    whole = TensorRanges()
+    for batch in batches:
+        whole.update(batch)
+    a, b, c = (load_ranges(tmp_path / "parts" / f"{part}.npz") for part in range(3))
+    assert pack_ranges(a.merge(b).merge(c)) == pack_ranges(c.merge(b.merge(a))) == pack_ranges(whole)
+
+
+def test_a_part_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    """Absent or damaged, with its path: a part left out quietly would narrow the ranges."""
+    with pytest.raises(CalibrationError, match=r"no calibrated ranges at .*absent.npz"):
+        load_ranges(tmp_path / "absent.npz")
+    (tmp_path / "cut.npz").write_bytes(pack_ranges(some())[:-9])
+    with pytest.raises(CalibrationError, match=r"cut\.npz: these are no calibrated ranges .* or they are damaged"):
+        load_ranges(tmp_path / "cut.npz")

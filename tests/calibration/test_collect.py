@@ -232,3 +232,70 @@ def test_a_graph_that_does_not_load_is_refused(graph: bytes, capfd: pytest.Captu
     with pytest.raises(CalibrationError, match=r"^component 'image_encoder' could not load: .*export it again"):
         Collector(graph, "image_encoder")
     assert capfd.readouterr() == ("", "")
+
+
+def attention(mask: float, *, chosen: bool) -> bytes:
+    """Scores to which a mask is added, or in whose place it is chosen, a softmax, and a product."""
+    constants = {"mask": np.array([[0, mask], [0, 0]], np.float32), "value": np.array([[1, 2], [3, 4]], np.float32)}
+    constants |= {"hide": np.array([[False, True], [False, False]]), "least": np.float32(mask)}
+    masking = helper.make_node("Where", ["hide", "least", "scores"], ["masked"])
+    if not chosen:
+        masking = helper.make_node("Add", ["scores", "mask"], ["masked"])
+    return model(
+        [
+            masking,
+            helper.make_node("Softmax", ["masked"], ["weights"]),
+            helper.make_node("MatMul", ["weights", "value"], ["y"]),
+        ],
+        [("scores", TensorProto.FLOAT, [2, 2])],
+        [("y", TensorProto.FLOAT, [2, 2])],
+        constants=constants,
+    )
+
+
+@pytest.mark.parametrize("mask", [-np.inf, float(np.finfo(np.float32).min)])
+@pytest.mark.parametrize("chosen", [True, False])
+def test_an_attention_mask_is_no_activation(mask: float, chosen: bool) -> None:
+    """The masked scores are counted without it, everything else whole; behind the softmax they are zeros."""
+    collector = Collector(attention(mask, chosen=chosen), "text")
+    collector.run({"scores": np.array([[1, 7], [-2, 3]], np.float32)}, where="r")
+    ranges = collector.ranges.ranges(MinMax())
+    assert ranges["scores"] == (-2, 7)
+    assert ranges["masked"] == (-2, 3)
+    assert ranges["weights"] == (0, 1)
+    assert {name: h.count for name, h in collector.ranges.histograms.items()}["masked"] == 3
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_masked_scores_may_still_overflow(bad: float) -> None:
+    """A mask excuses minus infinity only; the message says what else to do."""
+    collector = Collector(attention(-np.inf, chosen=True), "text")
+    with pytest.raises(CalibrationError, match=r"'text', tensor 'scores' in r: 1 of 4 .*the framework.*attention mask"):
+        collector.run({"scores": np.array([[1, 7], [bad, 3]], np.float32)}, where="r")
+
+
+def test_a_product_that_overflows_is_no_mask() -> None:
+    """Minus infinity that comes of numbers is an error, and named at the tensor where it begins."""
+    graph = model(
+        [helper.make_node("Mul", ["x", "large"], ["product"]), helper.make_node("Add", ["product", "x"], ["y"])],
+        [("x", TensorProto.FLOAT, [2])],
+        [("y", TensorProto.FLOAT, [2])],
+        constants={"large": np.float32(1e30)},
+    )
+    with pytest.raises(CalibrationError, match=r"tensor 'product' in r: 1 of 2 values are NaN or infinite"):
+        Collector(graph, "c").run({"x": np.array([1, -1e20], np.float32)}, where="r")
+
+
+def test_silence_gives_usable_ranges_and_is_told() -> None:
+    """All-zero inputs: every scale can be made, and ``all_zero`` names what no recording woke."""
+    collector = Collector(streaming(), "audio_encoder")
+    collector.run({"x": np.zeros((1, 3), np.uint8), "state": np.zeros((1, 2), np.float32)}, where="silence")
+    assert collector.ranges.all_zero == ("state", "real", "scaled", "product")
+    assert all(low < high for low, high in collector.ranges.ranges(MinMax()).values())
+
+
+def test_one_recording_is_enough_for_ranges() -> None:
+    """They are that recording's own."""
+    collector = Collector(streaming(), "encoder")
+    collector.run({"x": np.array([[1, 2, 3]], np.uint8), "state": np.zeros((1, 2), np.float32)}, where="r")
+    assert collector.ranges.ranges(MinMax())["real"] == (0, 3)

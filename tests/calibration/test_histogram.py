@@ -178,6 +178,39 @@ def test_outliers_are_cut() -> None:
     assert high == pytest.approx(1, abs=0.04)
 
 
+@given(values=VALUES, p=st.floats(50, 100))
+@settings(max_examples=150, deadline=None)
+@example(values=np.array([0.0, 3.0]), p=99.0)
+@example(values=np.array([0.0, -3.0, 0.0, -1.0]), p=51.0)
+def test_percentiles_without_zeros_are_numpys_of_the_rest(values: np.ndarray, p: float) -> None:
+    """Within one bin, except that an end at zero stays there."""
+    found = histogram(values)
+    low, high = found.percentile(p, nonzero=True)
+    rest = values[values != 0]
+    if not rest.size:
+        assert (low, high) == (0, 0)
+        return
+    tail = (100 - p) / 2
+    expected = np.percentile(rest, [tail, 100 - tail])
+    assert found.zeros == values.size - rest.size
+    if values.min() != 0:
+        assert abs(low - expected[0]) <= found.bin_width * (1 + 1e-6)
+    if values.max() != 0:
+        assert abs(high - expected[1]) <= found.bin_width * (1 + 1e-6)
+
+
+@given(arrays=st.lists(ARRAYS, max_size=3))
+@settings(max_examples=100, deadline=None)
+def test_magnitudes_are_those_of_the_values(arrays: list[np.ndarray]) -> None:
+    """As if the absolute values had come; the least is known to a bin."""
+    found, expected = histogram(*arrays).magnitudes(), histogram(*(np.abs(array) for array in arrays))
+    assert np.array_equal(found.counts, expected.counts)
+    assert (found.exponent, found.zeros, found.count) == (expected.exponent, expected.zeros, expected.count)
+    if found.count:
+        assert found.minmax()[1] == expected.minmax()[1]
+        assert 0 <= expected.minmax()[0] - found.minmax()[0] <= found.bin_width
+
+
 @pytest.mark.parametrize("p", [51, 90, 99.99])
 def test_data_that_ends_at_zero_keeps_it(p: float) -> None:
     """After a ReLU the low end is zero itself, not a part of a bin above; mirrored, so is the high end."""
@@ -213,7 +246,7 @@ def restored(found: Histogram, **changes: object) -> Histogram:
     used = np.flatnonzero(found.counts)
     first, end = (int(used[0]), int(used[-1]) + 1) if used.size else (0, 0)
     low, high = found.minmax() if used.size else (math.inf, -math.inf)
-    state = {"exponent": found.exponent, "first": first, "counts": found.counts[first:end]}
+    state = {"exponent": found.exponent, "first": first, "counts": found.counts[first:end], "zeros": found.zeros}
     return Histogram.restore(**({**state, "minimum": low, "maximum": high} | changes))  # type: ignore[arg-type]
 
 
@@ -229,6 +262,8 @@ def restored(found: Histogram, **changes: object) -> Histogram:
         {"minimum": 2.5},
         {"counts": np.array([1, -1, 1])},
         {"counts": np.zeros(3, np.int64)},
+        {"zeros": 1},
+        {"zeros": -1},
     ],
 )
 def test_a_state_that_no_data_leads_to_is_refused(changes: dict[str, object]) -> None:

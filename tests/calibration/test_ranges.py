@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edge_mbm.calibration import CalibrationMethod, MinMax, Percentile, TensorRanges
+from edge_mbm.calibration import MSE, CalibrationMethod, Entropy, MinMax, Percentile, TensorRanges
 from edge_mbm.errors import CalibrationError, InputError
 
 TENSORS = st.dictionaries(
@@ -33,13 +33,23 @@ def test_merged_parts_are_the_whole(batches: list[dict[str, np.ndarray]], cut: i
     assert one == collected(*batches[:cut])
 
 
-@given(tensors=TENSORS.filter(bool), method=st.sampled_from([MinMax(), Percentile(99.0), Percentile(51.0)]))
-@settings(max_examples=200, deadline=None)
-def test_every_range_holds_zero_and_has_a_width(tensors: dict[str, np.ndarray], method: CalibrationMethod) -> None:
-    """A scale made from it is a positive normal float32, and zero has a code of its own."""
-    for low, high in collected(tensors).ranges(method).values():
+METHODS: list[CalibrationMethod] = [MinMax(), Percentile(99.0), Percentile(51.0), MSE(), Entropy()]
+
+
+@given(tensors=TENSORS.filter(bool), method=st.sampled_from(METHODS), symmetric=st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_every_range_holds_zero_and_has_a_width(
+    tensors: dict[str, np.ndarray], method: CalibrationMethod, symmetric: bool
+) -> None:
+    """A scale made from it is a positive normal float32, zero has a code, and it is no wider than the data."""
+    found = collected(tensors)
+    for name, (low, high) in found.ranges(method, symmetric=symmetric).items():
         assert type(low) is type(high) is float
         assert low <= 0 <= high
+        assert not symmetric or low == -high
+        if name not in found.all_zero:
+            least, greatest = found.ranges(MinMax(), symmetric=symmetric)[name]
+            assert high - low <= (greatest - least) * (1 + 1e-9)
         assert np.float32((high - low) / 255) >= np.finfo(np.float32).tiny
 
 
@@ -59,13 +69,35 @@ def test_percentile_cuts_what_minmax_keeps() -> None:
     assert found.ranges(Percentile(99.9))["x"] == pytest.approx((-1, 1), abs=0.04)
 
 
-@pytest.mark.parametrize("method", [MinMax(), Percentile()])
+@pytest.mark.parametrize("method", [MinMax(), Percentile(), MSE(), Entropy()])
 @pytest.mark.parametrize(
     ("value", "expected"), [(5.0, (0.0, 5.0)), (-5.0, (-5.0, 0.0)), (0.0, (0.0, 1.0)), (1e-40, (0.0, 1.0))]
 )
 def test_a_constant_has_a_usable_range(method: CalibrationMethod, value: float, expected: tuple[float, float]) -> None:
     """From zero to it; zero itself, and what is no more than that, gets the unit range."""
-    assert collected({"x": np.full(100, value)}).ranges(method) == {"x": expected}
+    found = collected({"x": np.full(100, value)})
+    assert found.ranges(method) == {"x": expected}
+    most = max(map(abs, expected))
+    assert found.ranges(method, symmetric=True) == {"x": (-most, most)}
+
+
+def test_a_percentile_does_not_count_exact_zeros() -> None:
+    """One value in ten thousand is not zero, as of a detector's scores: all of them would clip it to nothing."""
+    values = np.zeros(1_000_000)
+    values[::10_000] = np.linspace(1, 2, 100)
+    assert np.percentile(values, 99.5) == 0
+    found = collected({"scores": values, "signed": np.concatenate([values, -3 * values])})
+    assert found.ranges(Percentile(99.0))["scores"] == (0, pytest.approx(2, abs=0.03))
+    assert found.ranges(Percentile(99.0))["signed"] == (pytest.approx(-6, abs=0.1), pytest.approx(2, abs=0.03))
+    nonzero = collected({"scores": values[values != 0]})
+    assert found.ranges(Percentile(99.0))["scores"][1] == nonzero.ranges(Percentile(99.0))["scores"][1]
+
+
+def test_symmetric_percentiles_are_those_of_magnitudes() -> None:
+    """numpy's, within a bin."""
+    values = np.random.default_rng(4).normal(0.5, 1, 50_000)
+    _, high = collected({"x": values}).ranges(Percentile(98.0), symmetric=True)["x"]
+    assert high == pytest.approx(np.percentile(np.abs(values), 99), abs=0.002)
 
 
 def test_tensors_that_were_always_zero_are_told() -> None:
@@ -89,7 +121,7 @@ def test_no_data_is_said() -> None:
     """Nothing at all, or a tensor that only ever was empty."""
     with pytest.raises(CalibrationError, match="run at least one recording"):
         TensorRanges().ranges(MinMax())
-    for method in (MinMax(), Percentile()):
+    for method in METHODS:
         with pytest.raises(CalibrationError, match="tensor 'regions': no values were seen"):
             collected({"regions": np.zeros((0, 4))}).ranges(method)
 
@@ -101,6 +133,8 @@ def test_no_data_is_said() -> None:
         ('{"method": "percentile"}', Percentile(99.99)),
         ('{"method": "percentile", "percentile": 99.9}', Percentile(99.9)),
         ('{"method": "percentile", "percentile": 100}', Percentile(100.0)),
+        ('{"method": "mse"}', MSE()),
+        ('{"method": "entropy"}', Entropy()),
     ],
 )
 def test_a_recipe_says_the_method(text: str, expected: CalibrationMethod) -> None:
@@ -111,7 +145,8 @@ def test_a_recipe_says_the_method(text: str, expected: CalibrationMethod) -> Non
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"method": "entropy"}', "entropy"),
+        ('{"method": "entropi"}', "entropi"),
+        ('{"method": "mse", "percentile": 99}', "unknown field `percentile`"),
         ('{"method": "minmax", "percentile": 99}', "unknown field `percentile`"),
         ('{"method": "percentile", "percentil": 99}', "unknown field `percentil`"),
         ('{"method": "percentile", "percentile": 50}', "above 50 and at most 100, got 50"),

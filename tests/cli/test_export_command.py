@@ -113,6 +113,45 @@ def test_json_is_the_manifest(cli: Cli, exporting: Any, manifest: Manifest) -> N
     assert found["manifest"]["components"]["image_encoder"]["variants"]["trt-fp16"]["decision"]["kept"] is False
 
 
+def test_a_dry_run_says_what_would_be_made(cli: Cli, project: Callable[..., Path], tmp_path: Path) -> None:
+    """Components, shapes, variants and times; no place for a bundle is needed, and nothing is written."""
+    recipe = project()
+    done = cli("export", recipe, "--dry-run")
+    assert done.code == 0
+    assert "encoder: encoder, x float32[batch, 4] -> embedding float32[batch, 6]; 30 parameters" in done.out
+    rows = [line.split() for line in done.out.splitlines()]
+    assert ["x86-cpu-int8", "x86-cpu"] in [row[:2] for row in rows]
+    assert ["head", "fp32", "any"] in [row[:3] for row in rows]
+    assert done.out.splitlines()[-1].startswith(
+        "sensor: at most 9 calibration, 12 heldout, 5 golden recordings; all in"
+    )
+    assert not (tmp_path / "cache").exists()
+    assert not list(recipe.parent.glob("*.mbm"))
+
+
+def test_a_dry_run_as_json(cli: Cli, project: Callable[..., Path]) -> None:
+    """The same facts, for scripts."""
+    found = cli("export", project(), "--dry-run", "--json").json
+    assert found["components"]["encoder"]["variants"]["fp32"]["bytes"] == 120
+    assert found["targets"] == ["x86-cpu"]
+    assert found["recordings"] == {"calibration": 9, "heldout": 12, "golden": 5}
+
+
+def test_recordings_are_locked_and_a_change_is_noticed(cli: Cli, project: Callable[..., Path], tmp_path: Path) -> None:
+    """A list is written beside the calibration set; with other recordings the export ends, and says how to renew it."""
+    recipe = project()
+    done = cli("export", recipe, "--lock")
+    assert done.code == 0
+    [lock] = recipe.parent.glob("*.samples.json")
+    assert str(lock) in done.out.replace("\n", "")
+    [code] = (recipe.parent / "code").glob("*.py")
+    code.write_text(code.read_text().replace("rng.normal(0, 1, 4)", "rng.normal(0, 2, 4)"))
+    sys.modules.pop(code.stem, None)
+    done = cli("export", recipe, "-o", tmp_path / "b.mbm")
+    assert (done.code, done.out) == (4, "")
+    assert "--lock" in done.err.splitlines()[-1]
+
+
 @pytest.mark.parametrize(("kind", "code"), [(BudgetError, 5), (TraceError, 4)])
 def test_what_was_tried_is_a_list(cli: Cli, exporting: Any, kind: type[Exception], code: int) -> None:
     """A line each, as the error has them, none of which steers the terminal; then the error, in one line."""

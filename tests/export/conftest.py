@@ -233,7 +233,7 @@ name = "sensor"
 model = "{module}:load"
 python_path = ["code"]
 calibration_set = "data.toml"
-variants = ["x86-cpu-int8"]
+targets = ["x86-cpu"]
 {top}
 [labels]
 classes = ["low", "high"]

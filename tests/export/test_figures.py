@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_mbm.errors import RecipeError
 from edge_mbm.export.figures import accuracy, agreement, error_figures, labels_of
+from edge_mbm.export.metric import Metric
 
 
 def column(*rows: list[float]) -> list[dict[str, np.ndarray]]:
@@ -88,3 +91,53 @@ def test_figures_are_finite(rows: list[list[float]], shift: list[float]) -> None
     assert all(math.isfinite(v) for v in (figures.cosine, figures.sqnr_db, figures.max_abs))
     assert -1.000001 <= figures.cosine <= 1.000001
     assert -120 <= figures.sqnr_db <= 120
+
+
+# --- a metric of the recipe's own ------------------------------------------------------------------------------------
+
+
+def spread(outputs: dict[str, np.ndarray], labels: list[str]) -> float:
+    """Of the labels' and values' shapes nothing is assumed: the share of recordings where the sign says the word."""
+    assert outputs["y"].dtype == np.float32
+    assert len(outputs["y"]) == len(labels)
+    return float(
+        np.mean([(value[0] > 0) == (label == "up") for value, label in zip(outputs["y"], labels, strict=True)])
+    )
+
+
+def test_a_metric_stands_in_place_of_accuracy() -> None:
+    """It is given the head's outputs by their own names, and labels as they are, words too; agreement is as ever."""
+    metric = Metric("h", ("y",), "m:spread", spread)
+    got = column([1, 0], [-1, 5], [2, 0], [-3, 0])
+    labels = ["up", "down", "up", "up"]
+    figures = error_figures(got, got, ["h.y"], ["h.y"], labels, metrics={"h": metric})
+    assert (figures.accuracy, figures.agreement) == (0.75, 1.0)
+    assert error_figures(got, got, ["h.y"], ["h.y"], [], metrics={"h": metric}).accuracy is None
+
+
+def test_words_without_a_metric_give_no_accuracy() -> None:
+    """A class has a number; a word could be anything."""
+    got = column([1, 0], [0, 1])
+    assert error_figures(got, got, ["h.y"], ["h.y"], ["up", "down"]).accuracy is None
+
+
+def test_a_metric_sees_the_recordings_that_have_its_head() -> None:
+    """With their labels, and no others."""
+    seen: list[tuple[int, list[int | str]]] = []
+    metric = Metric("h", ("y",), "m:f", lambda outputs, labels: seen.append((len(outputs["y"]), labels)) or 1.0)
+    metric([*column([1, 0]), {"other.z": np.zeros((1, 1))}, *column([0, 1])], [4, 5, 6])
+    assert seen == [(2, [4, 6])]
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda outputs, labels: float("nan"), "metric = 'm:f' gave nan: it must be a finite number"),
+        (lambda outputs, labels: outputs["z"], r"metric = 'm:f' raised KeyError on \{'y': \[1, 2\]\} and 1 labels"),
+        (lambda outputs, labels: "good", "metric = 'm:f' raised ValueError"),
+    ],
+)
+def test_a_metric_that_fails_is_the_recipes_fault(function: Any, said: str) -> None:
+    """Named as the recipe names it, with what it was given."""
+    with pytest.raises(RecipeError, match=said):
+        Metric("h", ("y",), "m:f", function)(column([1, 0]), [0])

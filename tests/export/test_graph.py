@@ -138,7 +138,7 @@ RELU = helper.make_node("Relu", ["x"], ["y"])
         (model([helper.make_node("Relu", ["a"], ["y"])], ["a"]), r"its inputs are \['a'\], the recipe names \['x'\]"),
         (
             model([helper.make_node("Gelu", ["x"], ["y"], domain="com.microsoft")], domains=("", "com.microsoft")),
-            r"operators of \['com.microsoft'\]",
+            r"operators of \{'com.microsoft': \['Gelu'\]\}",
         ),
         (
             model([helper.make_node("Add", ["x", "w"], ["y"])], weights=[constant("w", [1, np.nan])]),

@@ -69,9 +69,7 @@ def test_an_unknown_key_is_refused_with_the_one_meant(
 @pytest.mark.parametrize(
     ("old", "new", "where", "meant"),
     [
-        ("model = ", "modle = ", "", "model"),
-        ('module = "encoders.image"', 'modul = "encoders.image"', "components.image_encoder: ", "module"),
-        ('module = "heads.seen"', 'modul = "heads.seen"', "components.seen: ", "module"),
+        ("name = ", "nam = ", "", "name"),
         ('kind = "head"', 'knd = "head"', "components.both: ", "kind"),
         ("hop = 400", "hopp = 400", "components.audio_encoder.window: ", "hop"),
         ('input = "state"', 'inptu = "state"', "components.audio_encoder.states.0: ", "input"),
@@ -96,7 +94,21 @@ def test_a_misspelled_required_key_is_found(
     [
         ('kind = "head"', 'kind = "haed"', "components.both.kind: Invalid value 'haed': did you mean 'head'?"),
         ('kind = "audio"', 'kind = "audoi"', "modalities.audio.kind: Invalid value 'audoi': did you mean 'audio'?"),
-        ("default_heads", 'variants = ["trt-fp17"]\ndefault_heads', "variants.0: Invalid enum value 'trt-fp17': did"),
+        (
+            "default_heads",
+            'targets = ["x86-cpu", "jetson-orion"]\ndefault_heads',
+            "targets: unknown target 'jetson-orion', did you mean 'jetson-orin'?",
+        ),
+        (
+            "default_heads",
+            "search = { evaluation = 9 }\ndefault_heads",
+            "search.evaluation': did you mean 'evaluations'?",
+        ),
+        (
+            "[require]",
+            '[require]\nkeep = { both = ["trt-fp17"] }',
+            "require.keep.both.0: Invalid enum value 'trt-fp17': did you mean 'trt-fp16'?",
+        ),
         (
             "width = 8",
             'width = 8, fit = "strech"',
@@ -183,7 +195,8 @@ def test_everything_is_read(project: Write, tones: dict[str, str]) -> None:
     assert isinstance(recipe.components["both"], HeadRecipe)
     assert recipe.components["both"].sources()["heard"] == InputRecipe("audio_encoder.embedding")
     assert recipe.components["audio_encoder"].states[0].shape == (1, "batch", 16)
-    assert (recipe.opset, recipe.variants, recipe.method) == (20, ("x86-cpu-int8", "trt-fp16"), Percentile(99.99))
+    assert (recipe.opset, recipe.targets, recipe.method) == (20, ("x86-cpu", "jetson-orin"), Percentile(99.99))
+    assert (recipe.search.evaluations, recipe.search.seconds) == (24, None)
     assert recipe.heads() == ("both",)
 
 

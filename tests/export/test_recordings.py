@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
 import pytest
 
 from edge_mbm.calibration import DataDigest
 from edge_mbm.errors import CalibrationError, RecipeError
 from edge_mbm.export.recipe import LoadedRecipe, load_recipe
-from edge_mbm.export.recordings import import_function, import_path, importable, recordings, same_recordings
+from edge_mbm.export.recordings import (
+    Recording,
+    import_function,
+    import_path,
+    importable,
+    recordings,
+    same_recordings,
+)
 
 Load: TypeAlias = Callable[..., LoadedRecipe]
 
@@ -179,3 +188,79 @@ def test_other_processes_find_what_this_one_does(tmp_path: Path, monkeypatch: py
     assert str(tmp_path / "relative") in entries
     assert all(Path(entry).is_absolute() for entry in entries)
     assert Path(entries[0], "json", "__init__.py").is_file()
+
+
+TABLE = """
+recordings = {{ from = "arrays", path = "arrays/*.npz" }}
+calibration = {{ split = "calibration", samples = 4 }}
+heldout = {{ split = "heldout", samples = 100 }}
+golden = {{ split = "golden", samples = 2 }}
+"""
+
+
+@pytest.fixture
+def tabled(loaded: Load) -> LoadedRecipe:
+    """A project whose recordings are rows of a file beside its calibration set."""
+    recipe = loaded(data=TABLE)
+    (recipe.path.parent / "arrays").mkdir()
+    save(recipe)
+    return recipe
+
+
+def save(recipe: LoadedRecipe, rows: int = 60, **changes: np.ndarray) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {"imu": rng.normal(size=(rows, 4)).astype(np.float32), "label": np.arange(rows) % 2} | changes
+    np.savez(recipe.path.parent / "arrays" / "a.npz", **arrays)
+
+
+def test_a_table_says_where_recordings_are(
+    tabled: LoadedRecipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """From the calibration set's folder, whichever is the current one; as many as are wanted; splits share none."""
+    monkeypatch.chdir(tmp_path)
+    found = {s.split: [r.id for r in recordings(tabled, s)] for s in (tabled.data.calibration, tabled.data.heldout)}
+    assert len(found["calibration"]) == 4
+    assert 15 < len(found["heldout"]) < 40
+    assert not set(found["calibration"]) & set(found["heldout"])
+    assert found["calibration"][0].startswith("arrays/a.npz[")
+
+
+@pytest.mark.parametrize(
+    ("split", "rows", "imu", "says"),
+    [
+        ("test", 60, None, r"recordings from arrays 'arrays/\*.npz' has no split 'test': there are calib"),
+        ("golden", 1, None, "there are none for the split 'golden'; give it a larger share"),
+        ("heldout", 60, np.nan, "has NaN or infinite values in 'imu': leave such recordings out"),
+    ],
+)
+def test_a_table_that_gives_nothing_usable_is_told(
+    tabled: LoadedRecipe, split: str, rows: int, imu: float | None, says: str
+) -> None:
+    """A split that it has not, one that is empty, values that are none."""
+    save(tabled, rows, **({} if imu is None else {"imu": np.full((rows, 4), imu, np.float32)}))
+    with pytest.raises((CalibrationError, RecipeError), match=says):
+        list(of(tabled, split))
+
+
+def test_a_file_that_changes_between_passes_is_told(tabled: LoadedRecipe) -> None:
+    """What was measured on the first pass is not to be compared with the second."""
+    digest = DataDigest()
+    wanted = tabled.data.heldout
+    first = [r.id for r in recordings(tabled, wanted, digest)]
+    save(tabled, imu=np.ones((60, 4), np.float32))
+    with pytest.raises(CalibrationError, match=f"changed while the export was reading .* is '{re.escape(first[0])}'"):
+        list(same_recordings(tabled, wanted, digest.entries))
+
+
+def test_one_recording_is_a_calibration_set(tabled: LoadedRecipe) -> None:
+    """It is given, and nothing else; what that is worth is for the report to say."""
+    save(tabled, rows=1)
+    given = [r.id for s in ("calibration", "heldout") for r in some_of(tabled, s)]
+    assert given == ["arrays/a.npz[0]"]
+
+
+def some_of(recipe: LoadedRecipe, split: str) -> list[Recording]:
+    try:
+        return list(of(recipe, split))  # type: ignore[arg-type]
+    except CalibrationError:
+        return []

@@ -106,6 +106,13 @@ class Raising(Base):
         return self.layer(x)
 
 
+class Hungry(Base):
+    def forward(self, x):
+        if TRACING:
+            raise MemoryError
+        return self.layer(x)
+
+
 class Late(Base):
     def forward(self, x):
         if TRACING:
@@ -143,7 +150,7 @@ class Zoo(nn.Module):
 
 
 def load():
-    kinds = (Namesake, Noisy, Branching, Counting, Foreign, Killed, Leaving, Raising, Late, Broken, Masked)
+    kinds = (Namesake, Noisy, Branching, Counting, Foreign, Killed, Leaving, Raising, Hungry, Late, Broken, Masked)
     return Zoo(**{kind.__name__.lower(): kind() for kind in (*kinds, Unlike)})
 '''
 
@@ -198,6 +205,7 @@ def traced(loaded: Load) -> dict[str, Outcome]:
         "counting",
         "foreign",
         "raising",
+        "hungry",
         "broken",
         "masked",
         "leaving",
@@ -209,7 +217,7 @@ def traced(loaded: Load) -> dict[str, Outcome]:
 @pytest.fixture(scope="module")
 def traced_old(loaded: Load) -> dict[str, Outcome]:
     """Those that matter there by the older one."""
-    recipe, _, components = zoo(loaded, "branching", "counting", "raising", "foreign")
+    recipe, _, components = zoo(loaded, "branching", "counting", "raising", "foreign", "hungry")
     return dict(trace(recipe, components, "torchscript"))
 
 
@@ -230,7 +238,7 @@ def line_of(word: str, error: Outcome) -> str:
 def test_every_component_gets_an_answer(traced: dict[str, Outcome]) -> None:
     """Those after one whose process was killed, too."""
     failed = {name for name, outcome in traced.items() if isinstance(outcome, TraceError)}
-    assert failed == {"branching", "foreign", "killed", "leaving", "raising"}
+    assert failed == {"branching", "foreign", "hungry", "killed", "leaving", "raising"}
     assert set(traced) - failed == {"namesake", "noisy", "counting", "broken", "masked"}
 
 
@@ -293,6 +301,12 @@ def test_a_process_that_ends_is_told_with_its_last_words(traced: dict[str, Outco
     assert "'killed': the exporter's process was killed by signal 9 (out of memory?)" in str(traced["killed"])
     assert str(traced["leaving"]).endswith("the exporter's process ended with exit code 3. Its last words:\nlast words")
     assert "printed in forward" not in str(traced["killed"])
+
+
+def test_memory_that_does_not_suffice_is_told(traced: dict[str, Outcome], traced_old: dict[str, Outcome]) -> None:
+    """In words: Python's own exception has none."""
+    for outcome in (traced["hungry"], traced_old["hungry"]):
+        assert "MemoryError: this machine's memory did not suffice" in str(outcome)
 
 
 def test_a_batch_frozen_by_len_is_refused(

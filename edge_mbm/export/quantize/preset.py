@@ -37,9 +37,11 @@ class Preset:
         key: its name in reports and in the manifest.
         activations: "static" ranges from calibration, or "dynamic" ones computed in the graph at every call.
         method: how a histogram becomes a range (static only).
-        equalize: cross-layer equalization of weights (Nagel et al. 2019, arXiv:1906.04721).
+        equalize: channels that share a scale are made equally loud (after Nagel et al. 2019, arXiv:1906.04721).
         smooth: SmoothQuant's alpha (Xiao et al. 2022, arXiv:2211.10438); None leaves it out.
         correct_bias: move each bias by the mean error that quantization left there (Nagel et al. 2019).
+        fit_rounding: round weights so that the errors of a layer cancel each other on real data (Frantar et al. 2023,
+            arXiv:2210.17323); biases are corrected with it.
     """
 
     key: str
@@ -48,3 +50,4 @@ class Preset:
     equalize: bool = False
     smooth: float | None = None
     correct_bias: bool = False
+    fit_rounding: bool = False

@@ -1,0 +1,228 @@
+"""Text to token ids: a Hugging Face tokenizer.json, or a plain vocabulary with one word a line."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import string
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakValueDictionary
+
+import numpy as np
+
+from edge_mbm.errors import EdgeMbmError, InputError, ManifestError, MissingDependencyError
+from edge_mbm.spec import TokenSteps
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["MAX_CHARACTERS", "MAX_TOKENIZER_BYTES", "TextPreprocessor", "as_text", "is_tokenizer_json"]
+
+MAX_CHARACTERS = 10_000
+"""Of one text: a prompt or an utterance. What is longer is refused, so that a document cannot hold a stream up."""
+MAX_TOKENIZER_BYTES = 64 << 20
+"""Of a tokenizer's file: those of a quarter of a million words have 17 MB."""
+
+# Of a tokenizer.json that does not say with what it pads: the names that models give that token.
+_PADDING_TOKENS = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>")
+_UNKNOWN = 1
+"""Of a plain vocabulary: 0 is padding, 1 any word that it lacks."""
+_SPECIAL = [b"", b"[UNK]"]
+_PUNCTUATION = string.punctuation.encode()
+
+
+class TextPreprocessor:
+    """One text to one row of numbers, padded and cut to ``max_length``.
+
+    Which kind of tokenizer the asset is shows in its first character: "{" begins a ``tokenizer.json``, and no word of
+    a vocabulary, where punctuation is stripped.
+
+    - A Hugging Face ``tokenizer.json`` says itself how text is normalised and split, which special tokens are added,
+      and with what and on which side it is padded and cut. It needs the tokenizers library.
+    - A vocabulary is UTF-8, one word a line, as Keras's ``TextVectorization.get_vocabulary()`` lists it: index 0 is
+      padding, 1 is any unknown word; where the file does not begin with an empty line and "[UNK]", they are counted
+      before its first word. Text is lowered and stripped of punctuation (ASCII, as ``TextVectorization`` does it),
+      split at white space, cut and padded at its end.
+
+    Args:
+        steps: length, and which of the token's numbers are wanted.
+        asset: bytes of the tokenizer's file.
+
+    Raises:
+        ManifestError: the file is neither, or has no room for its special tokens within ``max_length``.
+        MissingDependencyError: a ``tokenizer.json``, and the tokenizers library is not installed.
+    """
+
+    def __init__(self, steps: TokenSteps, asset: bytes) -> None:
+        self.shape: tuple[int, ...] = (1, steps.max_length)
+        self._gives = steps.gives
+        self._tokenizer = _load(asset, steps.max_length, f"the tokenizer '{steps.asset}'")
+
+    def __call__(self, data: object, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Prepare one text.
+
+        Args:
+            data: str; an empty one gives special tokens and padding only.
+            out: int64[1, max_length] to write into, such as an engine's input buffer.
+
+        Returns:
+            int64[1, max_length]: ``out`` if given. Ids; or 1 where a token is and 0 where padding is; or segments.
+
+        Raises:
+            InputError: not such a text.
+        """
+        row = self._tokenizer.encode(as_text(data))[self._gives]
+        result = np.empty(self.shape, np.int64) if out is None else out
+        result[0] = row
+        return result
+
+
+def as_text(data: object) -> str:
+    """Check a text.
+
+    Args:
+        data: str of at most ``MAX_CHARACTERS``; any characters, control characters included.
+
+    Raises:
+        InputError: says what came and what is expected.
+    """
+    if not isinstance(data, str):
+        raise InputError(f"a text is a str, got {type(data).__name__}")
+    if len(data) > MAX_CHARACTERS:
+        raise InputError(f"a text has at most {MAX_CHARACTERS} characters, got {len(data)}: cut it to what matters")
+    try:
+        data.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the text is no valid Unicode ({error.reason}, character {error.start})") from None
+    return str(data)
+
+
+def is_tokenizer_json(asset: bytes) -> bool:
+    """Whether a tokenizer's file is a ``tokenizer.json``; else it is a vocabulary."""
+    return asset[:256].lstrip().startswith(b"{")
+
+
+class _Tokenizer(Protocol):
+    """Text to int64[max_length] of "ids", "mask" and "segments"; one serves any number of threads."""
+
+    def encode(self, text: str) -> Mapping[str, NDArray[np.int64]]: ...
+
+
+_LOADED: WeakValueDictionary[tuple[bytes, int], _Tokenizer] = WeakValueDictionary()
+"""While they are used: ids, mask and segments of one encoder, and several sessions, share one."""
+
+
+def _load(asset: bytes, max_length: int, where: str) -> _Tokenizer:
+    if len(asset) > MAX_TOKENIZER_BYTES:
+        raise ManifestError(f"{where} has {len(asset)} bytes; at most {MAX_TOKENIZER_BYTES} are read")
+    key = (hashlib.sha256(asset).digest(), max_length)
+    tokenizer = _LOADED.get(key)
+    if tokenizer is None:
+        kind = _HuggingFace if is_tokenizer_json(asset) else _Vocabulary
+        tokenizer = _LOADED[key] = kind(asset, max_length, where)
+    return tokenizer
+
+
+class _Vocabulary:
+    """Words by their line."""
+
+    def __init__(self, asset: bytes, max_length: int, where: str) -> None:
+        lines = [line.removesuffix(b"\r") for line in asset.removeprefix(codecs.BOM_UTF8).split(b"\n")]
+        words = lines if lines[-1] else lines[:-1]
+        words = words[2:] if words[:2] == _SPECIAL else words
+        self._index = {word: index for index, word in enumerate(words, start=_UNKNOWN + 1)}
+        self._max_length = max_length
+        _check_words(words, self._index, where)
+
+    def encode(self, text: str) -> Mapping[str, NDArray[np.int64]]:
+        found = [self._index.get(word, _UNKNOWN) for word in _words(text.encode())][: self._max_length]
+        ids = np.zeros(self._max_length, np.int64)
+        ids[: len(found)] = found
+        return {"ids": ids, "mask": (ids != 0).astype(np.int64), "segments": np.zeros_like(ids)}
+
+
+def _words(text: bytes) -> list[bytes]:
+    # Of bytes, so that ASCII alone is lowered, stripped and split at: TensorFlow's string functions do it so.
+    return text.lower().translate(None, _PUNCTUATION).split()
+
+
+def _check_words(words: list[bytes], index: Mapping[bytes, int], where: str) -> None:
+    for number, word in enumerate(words):
+        shown = repr(word.decode(errors="replace"))
+        if _words(word) != [word]:
+            raise ManifestError(
+                f"{where} is taken for a vocabulary, and has {shown}, which no text gives once it is in lower case, "
+                "without punctuation and split into words: it was made with other settings, or is another kind of file"
+            )
+        if index[word] != number + _UNKNOWN + 1:
+            raise ManifestError(f"{where} has {shown} twice: a vocabulary has each word once")
+    if not words:
+        raise ManifestError(f"{where} is empty: a vocabulary has a word on each line")
+
+
+class _HuggingFace:
+    """A ``tokenizer.json``, set to pad and cut to one length."""
+
+    def __init__(self, asset: bytes, max_length: int, where: str) -> None:
+        try:
+            from tokenizers import Tokenizer  # noqa: PLC0415 - optional: a plain vocabulary does without
+        except ImportError:
+            remedy = "pip install 'edge-mbm[text]'"
+            raise MissingDependencyError("tokenizers", "reading a tokenizer.json", remedy) from None
+        self._where = where
+        self._max_length = max_length
+        self._last: tuple[str, Mapping[str, NDArray[np.int64]]] | None = None
+        with _explained(ManifestError, f"{where} is not a tokenizer.json that this tokenizers library reads"):
+            self._tokenizer: Any = Tokenizer.from_buffer(asset)
+            _fit_length(self._tokenizer, max_length, where)
+        if len(self._encoded("").ids) != max_length:
+            raise ManifestError(f"{where} adds more special tokens than its max_length of {max_length} has room for")
+
+    def encode(self, text: str) -> Mapping[str, NDArray[np.int64]]:
+        # Once for the ids, the mask and the segments of the same text.
+        last = self._last
+        if last is not None and last[0] == text:
+            return last[1]
+        encoded = self._encoded(text)
+        if len(encoded.ids) != self._max_length:
+            raise InputError(f"{self._where} gives {len(encoded.ids)} tokens for a text, not {self._max_length}")
+        numbers = {"ids": encoded.ids, "mask": encoded.attention_mask, "segments": encoded.type_ids}
+        tokens = {key: np.array(value, np.int64) for key, value in numbers.items()}
+        self._last = (text, tokens)
+        return tokens
+
+    def _encoded(self, text: str) -> Any:
+        with _explained(InputError, f"{self._where} failed on a text"):
+            return self._tokenizer.encode(text)
+
+
+def _fit_length(tokenizer: Any, max_length: int, where: str) -> None:
+    """Pad and cut to one length, as the file says, but for how long."""
+    padding, truncation = tokenizer.padding or {}, tokenizer.truncation or {}
+    kept = {key: padding[key] for key in ("pad_id", "pad_token", "pad_type_id", "direction") if key in padding}
+    tokenizer.enable_padding(length=max_length, **(kept or _own_padding(tokenizer, where)))
+    tokenizer.enable_truncation(max_length, direction=truncation.get("direction", "right"))
+
+
+def _own_padding(tokenizer: Any, where: str) -> dict[str, Any]:
+    found = ((token, tokenizer.token_to_id(token)) for token in _PADDING_TOKENS)
+    for token, index in found:
+        if index is not None:
+            return {"pad_token": token, "pad_id": index}
+    raise ManifestError(
+        f"{where} does not say with what it pads, and has none of the tokens {', '.join(_PADDING_TOKENS)}: load it "
+        "with the tokenizers library, call enable_padding(pad_id=..., pad_token=...) and save it again"
+    )
+
+
+@contextmanager
+def _explained(kind: type[EdgeMbmError], what: str) -> Iterator[None]:
+    """The library's own exceptions are bare ``Exception``, or a panic of its Rust code, which is not even that."""
+    try:
+        yield
+    except (EdgeMbmError, KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise kind(f"{what}: {str(error)[:300]}") from error

@@ -1,0 +1,1 @@
+"""Real models and real photographs, out of packages, to export and to measure on."""

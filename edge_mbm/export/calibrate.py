@@ -14,7 +14,7 @@ import numpy as np
 
 from edge_mbm.calibration import Collector, RangeCache, TensorRanges, range_key
 from edge_mbm.errors import CalibrationError
-from edge_mbm.export.cache import Store, cache_folder
+from edge_mbm.export.cache import Store, cache_folder, key_of
 from edge_mbm.export.chain import Arrays, Chain, GraphRunner, Runner
 from edge_mbm.export.draft import Calibrated, Draft, given
 from edge_mbm.export.graph import fold
@@ -25,8 +25,10 @@ from edge_mbm.spec import CalibrationRecord
 
 __all__ = ["CALLS", "calibrate", "collect", "key"]
 
-CALLS = 32
-"""Calls kept of each component, for bias correction, smoothing and the search: memory does not grow with the data."""
+CALLS = 128
+"""Calls kept of each component at most, for fits, smoothing and the search: memory does not grow with the data."""
+_CALL_BYTES = 64 * 2**20
+"""Of each component's kept calls together: those with large inputs are fewer, but one at least."""
 
 
 def calibrate(draft: Draft, progress: Progress) -> Draft:
@@ -70,7 +72,7 @@ def collect(
         CalibrationError: nothing is known of a component's values, or an activation is not finite.
     """
     ranges_cache, calls_cache = RangeCache(cache_folder() / "ranges"), Store("calls")
-    stored = {name: (ranges_cache.load(k), calls_cache.load_bytes(k)) for name, k in keys.items()}
+    stored = {name: (ranges_cache.load(k), calls_cache.load_bytes(_calls_key(k))) for name, k in keys.items()}
     ranges = {name: found for name, (found, packed) in stored.items() if found is not None and packed is not None}
     calls = {name: _unpack(packed) for name, (_, packed) in stored.items() if name in ranges and packed is not None}
     collectors = {name: Collector(folded[name], name) for name in keys if name not in ranges}
@@ -80,8 +82,12 @@ def collect(
         ranges[name] = collector.ranges
         with suppress(OSError):  # where nothing can be written nothing is kept
             ranges_cache.store(keys[name], collector.ranges)
-            calls_cache.store_bytes(keys[name], _pack(calls[name]))
+            calls_cache.store_bytes(_calls_key(keys[name]), _pack(calls[name]))
     return {name: ranges[name] for name in keys}, {name: calls[name] for name in keys}
+
+
+def _calls_key(values_key: str) -> str:
+    return key_of(["calls", values_key, CALLS, _CALL_BYTES])
 
 
 def _observe(
@@ -134,9 +140,13 @@ class _Sampler:
                 # Windows have more state the later they come, so which one it is must have no rhythm.
                 kept.append(made[name][zlib.crc32(f"{name} {self._seen[name]}".encode()) % len(made[name])])
             self._seen[name] += 1
-            if len(kept) > CALLS:
+            while len(kept) > CALLS or (len(kept) > 1 and _bytes(kept) > _CALL_BYTES):
                 del kept[1::2]
                 self._stride[name] *= 2
+
+
+def _bytes(calls: Iterable[Arrays]) -> int:
+    return sum(array.nbytes for call in calls for array in call.values())
 
 
 def _pack(calls: Sequence[Arrays]) -> bytes:

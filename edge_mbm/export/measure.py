@@ -33,6 +33,10 @@ class Placed:
     here: bool
     """Whether it is for this machine: only then it runs at full optimisation."""
 
+    def runner(self, name: str) -> Runner:
+        """It, loaded; ``name`` is the component's, for messages."""
+        return GraphRunner(self.graph, name, extended=not self.here)
+
 
 def baseline(draft: Draft) -> Draft:
     """The held-out recordings through the fp32 graphs.
@@ -113,14 +117,19 @@ class HeldOut:
         key = key_of(["error", self._everything, name, own, candidate.here])
         if (known := self._store.load(key, ErrorFigures)) is not None:
             return known
-        figures = self._measured(name, candidate)
+        is_fp32 = candidate.graph == given(self._draft.fp32)[name]
+        figures = self.judged(name, None if is_fp32 else candidate.runner(name))
         self._store.store(key, figures)
         return figures
 
-    def _measured(self, name: str, candidate: Placed) -> ErrorFigures:
+    def judged(self, name: str, runner: Runner | None) -> ErrorFigures:
+        """As ``error``, of whatever computes the component; None is fp32, which has been run. Nothing is kept.
+
+        Raises:
+            ExportError: it gives NaN or infinite values.
+        """
         draft, reference = self._draft, given(self._draft.reference)
-        is_fp32 = candidate.graph == given(draft.fp32)[name]
-        got = self._original if is_fp32 else outputs(draft, {name: candidate}, self._original)
+        got = self._original if runner is None else outputs(draft, {name: runner}, self._original)
         if fault := _not_finite(got):
             raise ExportError(fault)
         own = [f"{name}.{key}" for key in given(draft.components)[name].outputs]
@@ -166,20 +175,20 @@ def _not_finite(got: Sequence[Arrays]) -> str | None:
     return None
 
 
-def outputs(draft: Draft, candidates: Mapping[str, Placed], original: Sequence[Arrays] | None) -> list[Arrays]:
-    """The held-out recordings through the graphs; what no changed component feeds is taken from ``original``.
+def outputs(draft: Draft, replaced: Mapping[str, Runner], original: Sequence[Arrays] | None) -> list[Arrays]:
+    """The held-out recordings through the graphs; what no replaced component feeds is taken from ``original``.
 
     Args:
         draft: with data and fp32 graphs.
-        candidates: what stands in fp32's place, by component.
+        replaced: what stands in fp32's place, by component.
         original: the outputs without any; None runs everything.
     """
     components, fp32 = given(draft.components), given(draft.fp32)
-    changed = downstream(components, candidates)
-    runners: dict[str, Runner] = {}
-    for name in components if original is None else changed:
-        graph = candidates.get(name, Placed(fp32[name], here=True))
-        runners[name] = GraphRunner(graph.graph, name, extended=not graph.here)
+    changed = downstream(components, replaced)
+    runners = {
+        name: replaced[name] if name in replaced else Placed(fp32[name], here=True).runner(name)
+        for name in (components if original is None else changed)
+    }
     chain = Chain(components, tokenizer_files(draft.loaded))
     same = same_recordings(draft.loaded, draft.loaded.data.heldout, given(draft.data).heldout.entries)
     found = []
@@ -218,8 +227,8 @@ def _metrics_of(draft: Draft, name: str, metrics: Mapping[str, Metric]) -> dict[
 def fused_figures(draft: Draft, quantized: Mapping[str, str]) -> list[Fused]:
     """Every head with all these variants in place at once, against all fp32."""
     reference, components, original = given(draft.reference), given(draft.components), given(draft.original)
-    candidates = {name: placed(draft, name, variant) for name, variant in quantized.items()}
-    got = outputs(draft, candidates, original) if candidates else original
+    runners = {name: placed(draft, name, variant).runner(name) for name, variant in quantized.items()}
+    got = outputs(draft, runners, original) if runners else original
     metrics = load_metrics(draft.loaded.recipe)
     fused = []
     for name, component in components.items():

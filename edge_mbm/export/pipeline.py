@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from edge_mbm.bundle import check_target
+from edge_mbm.export.cache import prune
 from edge_mbm.export.draft import Draft
 from edge_mbm.export.origin import Origin
 from edge_mbm.export.progress import Progress, Silent
@@ -50,4 +51,5 @@ def export_bundle(
         progress.stage("write the bundle", 1)
         manifest = write(draft, Path(target))
         progress.step()
+    prune()
     return manifest

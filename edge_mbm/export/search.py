@@ -1,14 +1,16 @@
 """The search for a quantized graph that keeps its budget: presets first, then parts of it in float, then a fine-tune.
 
 Without labels, by the SQNR of the component's own outputs, it finds out which preset errs least and which groups of
-nodes are to blame; only what is promising is held against the recipe's budget, on the held-out recordings through the
-heads. Everything that is found out is kept in the cache, so a search that was stopped goes on where it was, and the
-same search again gives the same graph. It is bounded by a number of graphs; where the recipe bounds it in seconds as
-well, what it finds depends on how fast the machine was.
+nodes are to blame. Groups that err more than their share and compute next to nothing go back to float first: the first
+layers of a network and its residual sums, most often. Only what is promising is held against the recipe's budget, on
+the held-out recordings through the heads. Everything that is found out is kept in the cache, so a search that was
+stopped goes on where it was, and the same search again gives the same graph. It is bounded by a number of graphs; where
+the recipe bounds it in seconds as well, what it finds depends on how fast the machine was.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +40,11 @@ _SAME_SPEED = 1.05
 _NOTHING = "there is nothing to quantize: no convolution or matrix product with constant weights"
 _LEAST_SHARE = 0.02
 """A group of no arithmetic to speak of still costs something in float: the conversions around it."""
+_CHEAP_SHARE = 0.06
+"""Of a component's multiply-accumulates: in float they cost less time than two timings differ by."""
+_NO_NOISE_DB = 120.0
+_SENSITIVITY = 2, 3
+"""The share of the graphs left after the presets that tell groups apart; the others are mixes."""
 
 
 def search(draft: Draft, progress: Progress) -> Draft:
@@ -311,25 +318,69 @@ class _Round:
         ranked = self._ranked(base)
         if len(ranked) < 2:  # all in float is fp32
             raise _Stop(f"with {self._most} graphs ([search] evaluations): too few to tell which part is to blame")
+        cheap = self._cheap(base, ranked) if self._ground.here else []
+        if cheap and self._with_cheap(base, cheap):
+            return
+        ranked = [*cheap, *(group for group in ranked if group not in cheap)]
         enough = self._fewest(base, ranked)
         if enough is not None:
             self._fewer(base, ranked[:enough])
 
+    def _with_cheap(self, base: Candidate, cheap: Sequence[Group]) -> bool:
+        """The best presets of the leader's kind with what costs nothing in float; whether one is within budget."""
+        kind = quantizing.PRESETS[base.preset].activations
+        whole = [c for c in self.tried if not c.reverted and c.speed is not None and self._ground.fast_enough(c)]
+        alike = [c for c in whole if quantizing.PRESETS[c.preset].activations == kind]
+        for contender in sorted(alike, key=lambda c: -(c.sqnr_db or 0.0))[:_CONTENDERS]:
+            self._mixed(contender, cheap)
+        return _best(self.tried) is not None
+
+    def _cheap(self, base: Candidate, ranked: Sequence[Group]) -> list[Group]:
+        """Of ranked groups those that err more than their share of the cost, while they add up to little of it.
+
+        Errors make up for each other, so one more in float may make things worse: each is taken only if it helps.
+        """
+        effects = {effect.group: effect for effect in self.groups}
+        total = sum(_noise(effect) for effect in self.groups)
+        taken, share, preset = list[Group](), 0.0, self._quick(base)
+        [least] = self._score([Trial(preset)], ["nothing float"], rough=True)
+        for group in ranked[:-1]:
+            effect = effects[group.name]
+            worse = _noise(effect) > total * (effect.share + _LEAST_SHARE)
+            if not worse or share + effect.share > _CHEAP_SHARE:
+                continue
+            nodes = tuple(node for other in (*taken, group) for node in other.nodes)
+            [found] = self._score([Trial(preset, nodes)], [f"float {group.name} too"], rough=True)
+            if (found.sqnr_db or -math.inf) > (least.sqnr_db or -math.inf):
+                taken, share, least = [*taken, group], share + effect.share, found
+        return taken
+
     def _ranked(self, base: Candidate) -> list[Group]:
         """Groups by what they gain for what they cost; each was quantized alone to find out."""
-        groups = groups_of(self.bench.material.graph, (self._most - self.evaluations) // 2)
+        part, of = _SENSITIVITY
+        most = (self._most - self.evaluations) * part // of
+        groups = groups_of(self.bench.material.graph, max(1, most - 1))  # for sums it takes two
+        alone = [group for group in groups if not group.sums]
         everything = [node for group in groups for node in group.nodes]
         preset = self._quick(base)
-        trials = [Trial(preset, tuple(n for n in everything if n not in group.nodes)) for group in groups]
-        scores = self._score(trials, [f"only {group.name}" for group in groups], keep=False)
+        trials = [Trial(preset, tuple(n for n in everything if n not in group.nodes)) for group in alone]
+        scores = self._score(trials, [f"only {group.name}" for group in alone], rough=True)
+        pairs = [(g, s.sqnr_db) for g, s in zip(alone, scores, strict=False) if s.sqnr_db is not None]
+        pairs += [(g, self._sums_db(preset, g)) for g in groups if g.sums]
         total = max(1, sum(group.macs for group in groups))
-        known = zip(groups, scores, strict=False)
-        pairs = [(group, score.sqnr_db) for group, score in known if score.sqnr_db is not None]
-        self.groups = tuple(GroupEffect(g.name, g.nodes, db, round(g.macs / total, 4)) for g, db in pairs)
+        self.groups = tuple(GroupEffect(g.name, g.nodes, round(db, 3), round(g.macs / total, 4)) for g, db in pairs)
         # What cannot be timed here is to revert as little as it can.
-        costs = [group.macs / total + _LEAST_SHARE if self._ground.here else 1.0 for group, _ in pairs]
-        gains = [10 ** (-db / 10) / cost for (_, db), cost in zip(pairs, costs, strict=True)]
+        costs = [effect.share + _LEAST_SHARE if self._ground.here else 1.0 for effect in self.groups]
+        gains = [_noise(effect) / cost for effect, cost in zip(self.groups, costs, strict=True)]
         return [pairs[index][0] for index in sorted(range(len(pairs)), key=lambda index: -gains[index])]
+
+    def _sums_db(self, preset: str, sums: Group) -> float:
+        """What sums alone do to the outputs: by how much less is wrong with all but them quantized."""
+        trials = [Trial(preset), Trial(preset, sums.nodes)]
+        scores = self._score(trials, ["for the sums: all", f"all but {sums.name}"], rough=True)
+        noises = [10 ** (-score.sqnr_db / 10) for score in scores if score.sqnr_db is not None]
+        gained = noises[0] - noises[1] if len(noises) == len(trials) else 0.0
+        return -10 * math.log10(max(gained, 10 ** (-_NO_NOISE_DB / 10)))
 
     def _quick(self, base: Candidate) -> str:
         """A preset to tell groups apart by: one that takes no time over each, where there is one of the same kind."""
@@ -388,7 +439,7 @@ class _Round:
         self._tried[Trial(candidate.preset, candidate.float_nodes)] = judged
         return judged
 
-    def _score(self, trials: Sequence[Trial], titles: Sequence[str], *, keep: bool = True) -> list[Score]:
+    def _score(self, trials: Sequence[Trial], titles: Sequence[str], *, rough: bool = False) -> list[Score]:
         """As many as the bound leaves.
 
         Raises:
@@ -401,7 +452,7 @@ class _Round:
                     break
                 raise _Stop(bound)
             batch = trials[len(scores) :][: min(_BATCH, self._most - self.evaluations)]
-            for score in self.bench.scores(batch, keep=keep):
+            for score in self.bench.scores(batch, rough=rough):
                 found = score.fault or f"{score.sqnr_db:.1f} dB"
                 self._ground.progress.step(f"{titles[len(scores)]}: {found}")
                 scores.append(score)
@@ -415,6 +466,11 @@ class _Round:
         if time.monotonic() > self._until:
             return "when its time was up ([search] seconds): the next export goes on from there"
         return None
+
+
+def _noise(effect: GroupEffect) -> float:
+    """As a share of the outputs' power."""
+    return float(10 ** (-effect.sqnr_db / 10))
 
 
 # --- choosing --------------------------------------------------------------------------------------------------------

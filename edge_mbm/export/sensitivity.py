@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,18 +33,22 @@ class Group:
         name: its first weighted node's, with the number of others.
         nodes: all of them, in running order.
         macs: multiply-accumulates of one call at batch 1.
+        sums: whether it is the sums of activations (residual connections), which are in 8 bits only behind others.
     """
 
     name: str
     nodes: tuple[str, ...]
     macs: int
+    sums: bool = False
 
 
 def groups_of(graph: bytes, most: int) -> tuple[Group, ...]:
-    """A graph's nodes in groups that have weights: each weighted operator with what follows it up to the next.
+    """A graph's nodes in groups: each weighted operator with what follows it up to the next; last, all sums together.
 
     What lies before the first of them, such as the scaling of pixels, is in none: quantizers merge it into the first.
-    Where there are more than ``most``, the neighbours that compute least are joined.
+    Sums of activations are apart because all of them in float cost next to nothing, and a chain of residual blocks
+    rounds its sum anew in each. Where there are more groups than ``most``, the neighbours that compute least are
+    joined; where there is but one, it is everything.
 
     Args:
         graph: fp32, folded, its nodes named.
@@ -52,17 +56,28 @@ def groups_of(graph: bytes, most: int) -> tuple[Group, ...]:
     """
     model = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(graph)).graph
     macs = _multiply_accumulates(model)
+    sums = _sums(model, macs) if most > 1 else ()
     groups: list[tuple[list[str], list[str], int]] = []
     for node in model.node:
         if node.name in macs:
             groups.append(([node.name], [node.name], macs[node.name]))
-        elif groups:
+        elif groups and node.name not in sums:
             groups[-1][1].append(node.name)
-    while len(groups) > max(1, most):
+    while len(groups) > max(1, most - bool(sums)):
         index = min(range(len(groups) - 1), key=lambda i: groups[i][2] + groups[i + 1][2])
         (first, ones, m), (second, others, n) = groups[index : index + 2]
         groups[index : index + 2] = [(first + second, ones + others, m + n)]
-    return tuple(Group(_group_name(weighted), tuple(filter(None, nodes)), m) for weighted, nodes, m in groups)
+    joined = [Group(_group_name(weighted), tuple(filter(None, nodes)), m) for weighted, nodes, m in groups]
+    return (*joined, *([Group(_group_name(sums), sums, 0, sums=True)] if sums else []))
+
+
+def _sums(graph: onnx.GraphProto, weighted: Collection[str]) -> tuple[str, ...]:
+    """Names of the additions of two activations, behind the first weighted operator."""
+    constants = {tensor.name for tensor in graph.initializer}
+    names = [node.name for node in graph.node]
+    first = next((index for index, name in enumerate(names) if name in weighted), len(names))
+    later = [node for node in graph.node[first:] if node.op_type == "Add" and node.name]
+    return tuple(node.name for node in later if not constants & set(node.input))
 
 
 def _group_name(weighted: Sequence[str]) -> str:

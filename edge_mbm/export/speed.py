@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["Probe", "SpeedCache", "host", "measure_speed", "probe"]
 
 _SECONDS = 1.5  # of measuring, for each component
-_TIMEOUT_S = 120.0
+_TIMEOUT_S, _PER_GRAPH_S = 120.0, 30.0
+_PER_SECOND = 20.0  # of timing asked for: the warm-up, and the fewest rounds of slow graphs
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,7 @@ def _worker(
             np.savez(stream, **dict(inputs))  # type: ignore[arg-type] # names, not numpy's own keyword
         job = {"folder": folder, "variants": list(variants), "seconds": seconds, "extended": list(extended)}
         # By path: as a module it would bring torch along. -P: nothing beside it, or in this folder, is in its way.
+        limit = _limit_s(len(variants), seconds)
         command = [sys.executable, "-P", str(Path(__file__).with_name("speed_worker.py"))]
         try:
             done = subprocess.run(
@@ -164,12 +166,17 @@ def _worker(
                 input=json.dumps(job).encode(),
                 env=os.environ | {"PYTHONPATH": import_path()},
                 capture_output=True,
-                timeout=_TIMEOUT_S,
+                timeout=limit,
                 check=False,
             )
         except subprocess.TimeoutExpired as late:
-            return _parse(late.stdout or b""), f"did not load and run within {_TIMEOUT_S:.0f} s"
+            return _parse(late.stdout or b""), f"did not load and run within {limit:.0f} s"
     return _parse(done.stdout), _ending(done.returncode)
+
+
+def _limit_s(graphs: int, seconds: float) -> float:
+    """How long the process may take: more for more graphs, and for longer timing."""
+    return _TIMEOUT_S + _PER_GRAPH_S * (graphs - 1) + _PER_SECOND * seconds
 
 
 def _ending(code: int) -> str:

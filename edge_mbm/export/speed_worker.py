@@ -21,6 +21,8 @@ __all__ = ["main"]
 
 _WARM_UP = 20
 _MOST = 20_000
+_WANTED, _FEWEST = 10, 3  # rounds of timing: quartiles need some
+_LONGEST = 8  # times the seconds asked for: slow graphs then make do with the fewest rounds
 _ALLOCATION = re.compile(r"bad_alloc|[Ff]ailed to allocate memory")
 _OUT_OF_MEMORY = " (out of memory: close other programs, or take a smaller model)"
 
@@ -72,17 +74,35 @@ def _bound(graph: bytes, inputs: Mapping[str, Any], *, extended: bool) -> Callab
 
 def _in_turn(calls: Mapping[str, Callable[[], None]], seconds: float) -> dict[str, list[float]]:
     """Times of each, us, alternating so that whatever else the machine does hits all alike."""
+    until = perf_counter() + seconds
     for _ in range(_WARM_UP):
         for call in calls.values():
             call()
+        if perf_counter() >= until:
+            break
     times: dict[str, list[float]] = {variant: [] for variant in calls}
-    until = perf_counter() + seconds
-    while len(next(iter(times.values()))) < 10 or (perf_counter() < until and len(next(iter(times.values()))) < _MOST):
+    started = perf_counter()
+    rounds = 0
+    while _goes_on(rounds, perf_counter() - started, seconds):
         for variant, call in calls.items():
-            started = perf_counter_ns()
-            call()
-            times[variant].append((perf_counter_ns() - started) / 1e3)
+            times[variant].append(_timed_us(call))
+        rounds += 1
     return times
+
+
+def _goes_on(rounds: int, spent: float, seconds: float) -> bool:
+    """Whether another round is due: enough of them, within bounds of time."""
+    if rounds < _FEWEST:
+        return True
+    if rounds < _WANTED:
+        return spent < _LONGEST * seconds
+    return spent < seconds and rounds < _MOST
+
+
+def _timed_us(call: Callable[[], None]) -> float:
+    started = perf_counter_ns()
+    call()
+    return (perf_counter_ns() - started) / 1e3
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,16 +52,16 @@ def recordings(split: str) -> Iterator[Recording]:
                 yield Recording(f"{split}-{label:04d}-{place}", {"text": sentence}, label)
 
 
-def nearest_of_class(outputs: Mapping[str, NDArray[Any]], labels: NDArray[Any]) -> float:
+def nearest_of_class(outputs: Mapping[str, NDArray[Any]], labels: Sequence[int]) -> float:
     """Share of sentences whose nearest other sentence describes the same class.
 
     Args:
         outputs: "embedding": unit vectors f32[sentences, width].
-        labels: int[sentences].
+        labels: each sentence's class.
     """
-    vectors = outputs["embedding"].reshape(len(labels), -1)
+    vectors, classes = outputs["embedding"].reshape(len(labels), -1), np.asarray(labels)
     likeness = vectors @ vectors.T - 3.0 * np.eye(len(labels), dtype=np.float32)
-    return float((labels[likeness.argmax(axis=1)] == labels).mean())
+    return float((classes[likeness.argmax(axis=1)] == classes).mean())
 
 
 def _sentences(text: str) -> list[str]:

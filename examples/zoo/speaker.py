@@ -1,7 +1,8 @@
 """Resemblyzer's speaker encoder: three LSTM layers whose last state says who is speaking.
 
-Wan et al. 2017 (arXiv:1710.10467); weights of the package Resemblyzer (Apache-2.0). Two parts are for export: `mel`
-(1.6 s of sound to 160 frames) and `encoder`. Only the package's weights are read: it need not be importable.
+Wan et al. 2017 (arXiv:1710.10467); weights of the package Resemblyzer (Apache-2.0). Two parts are for export:
+`listener` (1.6 s of sound to 160 frames, then the layers) and `unit`. Only the package's weights are read: it need not
+be importable.
 
     edge-mbm export export/speaker.toml -o speaker.mbm
 """
@@ -54,7 +55,7 @@ class Mel(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Frames to a unit vector: the nearer two of them, the likelier the same voice."""
+    """Frames to a vector that points where the voice is."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,10 +63,18 @@ class Encoder(nn.Module):
         self.linear = nn.Linear(_WIDTH, _WIDTH)
 
     def forward(self, mel: Tensor) -> Tensor:
-        """f32[batch, 160, 40] -> f32[batch, 256], of length 1."""
+        """f32[batch, 160, 40] -> f32[batch, 256]."""
         every, _ = self.lstm(mel)
-        raw = self.linear(every[:, -1]).relu()
-        unit: Tensor = raw / raw.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        raw: Tensor = self.linear(every[:, -1]).relu()
+        return raw
+
+
+class Unit(nn.Module):
+    """A vector's direction: the nearer two of them, the likelier the same voice."""
+
+    def forward(self, voice: Tensor) -> Tensor:
+        """f32[batch, 256] -> the same, of length 1."""
+        unit: Tensor = voice / voice.norm(dim=1, keepdim=True).clamp(min=1e-12)
         return unit
 
 
@@ -74,11 +83,12 @@ class Speaker(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.mel, self.encoder = Mel(), Encoder()
+        self.mel, self.encoder, self.unit = Mel(), Encoder(), Unit()
+        self.listener = nn.Sequential(self.mel, self.encoder)
 
     def forward(self, audio: Tensor) -> Tensor:
         """f32[batch, 25600] -> f32[batch, 256]."""
-        unit: Tensor = self.encoder(self.mel(audio))
+        unit: Tensor = self.unit(self.listener(audio))
         return unit
 
 
@@ -145,7 +155,7 @@ def recordings(split: str) -> Iterator[Recording]:
                 yield Recording(f"{split}-{label:02d}-{turn:02d}", {"audio": piece}, label)
 
 
-def verification(outputs: Mapping[str, NDArray[Any]], labels: NDArray[Any]) -> float:
+def verification(outputs: Mapping[str, NDArray[Any]], labels: Sequence[int]) -> float:
     """1 - the equal error rate over all pairs of recordings: are they of one speaker?
 
     Args:

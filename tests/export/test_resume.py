@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edge_mbm.bundle import BundleFiles
 from edge_mbm.export import prove
-from edge_mbm.export.cache import Store, key_of
+from edge_mbm.export.cache import Store, key_of, prune
 from edge_mbm.export.draft import Draft
 from edge_mbm.export.recipe import LoadedRecipe
 from edge_mbm.export.speed import probe
@@ -111,14 +111,17 @@ def test_a_killed_export_goes_on_where_it_was(project: Write, tmp_path: Path) ->
         now = kept(tmp_path)
         assert {path: now[path] for path in before} == before, f"something was found out again before {title}"
         before = now
-    assert {path.split("/")[2] for path in before} >= {"traced", "ranges", "calls", "scores", "errors", "speed"}
+    assert {Path(path).parent.name for path in before} >= {"traced", "ranges", "calls", "scores", "errors", "speed"}
     assert run(recipe, target, tmp_path) == 0
     now = kept(tmp_path)
     assert {path: now[path] for path in before} == before
     assert list(target.parent.iterdir()) == [target]
     undisturbed = tmp_path / "undisturbed"
     shutil.copytree(tmp_path / "cache" / "edge-mbm" / "speed", undisturbed / "cache" / "edge-mbm" / "speed")
-    shutil.copytree(tmp_path / "cache" / "edge-mbm" / "traced", undisturbed / "cache" / "edge-mbm" / "traced")
+    shutil.copytree(
+        tmp_path / "cache" / "edge-mbm" / "export" / "traced",
+        undisturbed / "cache" / "edge-mbm" / "export" / "traced",
+    )
     assert run(recipe, undisturbed / "sensor.mbm", undisturbed) == 0
     assert (undisturbed / "sensor.mbm").read_bytes() == target.read_bytes()
     with BundleFiles(target) as files:
@@ -179,7 +182,7 @@ def test_a_damaged_result_counts_as_absent(cache: Path, damage: Callable[[bytes]
     """Cut off, altered, or empty: it is found out anew."""
     store, key = Store("test"), key_of(["damaged"])
     store.store_bytes(key, b"0123456789" * 5)
-    path = cache / "edge-mbm" / "test" / key
+    path = cache / "edge-mbm" / "export" / "test" / key
     path.write_bytes(damage(path.read_bytes()))
     assert store.load_bytes(key) is None
 
@@ -236,3 +239,14 @@ def _script_that_dies(exported: object) -> str:
     path.write_text("#!/bin/sh\nkill -9 $$\n")
     path.chmod(0o755)
     return str(path)
+
+
+def test_the_cache_forgets_what_was_longest_unused(cache: Path) -> None:
+    """And only as much as it must."""
+    store, keys = Store("test"), [key_of([number]) for number in range(3)]
+    for age, key in enumerate(reversed(keys)):
+        store.store_bytes(key, bytes(68))  # 100 with its digest
+        os.utime(cache / "edge-mbm" / "export" / "test" / key, ns=(age, age))
+    store.load_bytes(keys[2])  # the oldest, until now
+    prune(most_bytes=200)
+    assert [store.load_bytes(key) is not None for key in keys] == [True, False, True]

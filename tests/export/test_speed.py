@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_mbm.errors import ExportError
-from edge_mbm.export import speed
+from edge_mbm.export import speed, speed_worker
 from edge_mbm.export.speed import SpeedCache, host, measure_speed, probe
 
 INPUTS = {"x": np.ones((1, 2), np.float32)}
@@ -116,7 +117,8 @@ def test_a_crash_is_one_graphs_own() -> None:
 @pytest.mark.usefixtures("bad_engine")
 def test_a_graph_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """It alone: what answered before it is not blamed."""
-    monkeypatch.setattr(speed, "_TIMEOUT_S", 3.0)
+    monkeypatch.setattr(speed, "_TIMEOUT_S", 2.5)
+    monkeypatch.setattr(speed, "_PER_GRAPH_S", 0.5)
     found = probe({"good": graph(), "late": named("sleeping")}, INPUTS)
     assert found.faults == {"good": None, "late": "did not load and run within 3 s"}
 
@@ -143,6 +145,49 @@ def test_a_file_in_the_current_folder_is_in_nobodys_way(tmp_path: Path, monkeypa
         (tmp_path / f"{name}.py").write_text("raise SystemExit('taken for the real one')")
     monkeypatch.chdir(tmp_path)
     assert probe({"good": graph()}, INPUTS).faults == {"good": None}
+
+
+class Clock:
+    """Time that passes only while a graph is computed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(speed_worker, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(speed_worker, "perf_counter_ns", lambda: int(self.now * 1e9))
+
+    def call(self, seconds: float) -> Callable[[], None]:
+        def run() -> None:
+            self.now += seconds
+
+        return run
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rounds"),
+    [(10.0, 3), (0.9, 5), (0.2, 10), (0.001, 500)],
+)
+def test_slow_graphs_are_timed_less_often(seconds: float, rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within the second asked for as often as it goes, ten times within a few, and never less than three times."""
+    clock = Clock(monkeypatch)
+    times = speed_worker._in_turn({"a": clock.call(seconds), "b": clock.call(seconds)}, 1.0)
+    assert times.keys() == {"a", "b"}
+    for found in times.values():
+        assert len(found) == pytest.approx(rounds, abs=1 if rounds > 10 else 0)
+        assert found == pytest.approx([seconds * 1e6] * len(found), abs=1)
+
+
+def test_warming_up_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six graphs of ten seconds each are called once to get warm, not twenty times."""
+    clock = Clock(monkeypatch)
+    times = speed_worker._in_turn({str(index): clock.call(10.0) for index in range(6)}, 1.0)
+    assert clock.now == pytest.approx(10.0 * 6 * (1 + len(times["0"])))
+
+
+def test_the_time_limit_grows_with_what_is_asked() -> None:
+    """With each graph, and with the seconds of timing."""
+    limits = [speed._limit_s(graphs, seconds) for graphs, seconds in ((1, 0.0), (6, 0.0), (6, 1.5))]
+    assert limits == sorted(set(limits))
+    assert limits[0] == speed._TIMEOUT_S
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -31,7 +32,9 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             Preset("bias-corrected", method=_WIDE, correct_bias=True),
             Preset("plain"),
             Preset("minmax", method=MinMax()),
-            Preset("smooth", method=_WIDE, smooth=0.5),
+            Preset("smooth", method=MinMax(), smooth=0.7),
+            Preset("smooth-dynamic", activations="dynamic", smooth=0.7),
+            Preset("smooth-dynamic-0.6", activations="dynamic", smooth=0.6),
             Preset("dynamic", activations="dynamic"),
         )
     }
@@ -39,19 +42,28 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 """By key."""
 
 _FOR_CONVOLUTIONS = ("equalized", "fitted", "bias-corrected", "plain")
-_FOR_PRODUCTS = ("dynamic", "smooth", "fitted", "plain")
+_FOR_PRODUCTS = ("smooth-dynamic", "smooth-dynamic-0.6", "smooth", "dynamic")
+_FOR_PRODUCTS_STATIC = ("smooth", "plain")
+_CONVOLUTIONS, _PRODUCTS = ("Conv", "ConvTranspose"), ("MatMul", "Gemm")
 
 
 def presets_for(graph: bytes, form: Form) -> tuple[Preset, ...]:
-    """The presets worth trying on a graph, best guess first.
+    """The presets worth trying on a graph, best guess first: by whether convolutions or products hold most weights.
 
     Args:
         graph: fp32, folded.
         form: whose kernels it is for; dynamic ranges are for CPUs only.
     """
-    kinds = {node.op_type for node in onnx.load_model_from_string(graph).graph.node}
-    keys = _FOR_CONVOLUTIONS if kinds & {"Conv", "ConvTranspose"} else _FOR_PRODUCTS
-    return tuple(PRESETS[key] for key in keys if not (key == "dynamic" and form == "tensorrt"))
+    model = onnx.load_model_from_string(graph)
+    products = _FOR_PRODUCTS_STATIC if form == "tensorrt" else _FOR_PRODUCTS
+    keys = products if _weights(model, _PRODUCTS) > _weights(model, _CONVOLUTIONS) else _FOR_CONVOLUTIONS
+    return tuple(PRESETS[key] for key in keys)
+
+
+def _weights(model: onnx.ModelProto, kinds: tuple[str, ...]) -> int:
+    """How many constant weights operators of some kinds hold."""
+    sizes = {tensor.name: math.prod(tensor.dims) for tensor in model.graph.initializer}
+    return sum(sizes.get(node.input[1], 0) for node in model.graph.node if node.op_type in kinds)
 
 
 def quantize(material: Material, preset: Preset, form: Form, float_nodes: frozenset[str] = frozenset()) -> bytes:

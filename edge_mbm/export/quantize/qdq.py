@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import onnx
 import onnxruntime.quantization as ort_quantization
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, numpy_helper
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
 from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
@@ -33,8 +33,11 @@ Ranges: TypeAlias = Mapping[str, tuple[float, float]]
 
 # Weighted operators are what pays; the others only keep the data between them in 8 bits.
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+# What these give stays float: the sums that follow them in a transformer hold too wide a range for 8 bits.
+_PRODUCTS = ("Gemm", "MatMul")
 _JOINING = ("Add", "Concat")
-_PASSING = ("Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Flatten", "Reshape", "Transpose", "Squeeze")
+_POOLING = ("MaxPool", "AveragePool", "GlobalAveragePool")
+_PASSING = ("Relu", "LeakyRelu", "Clip", *_POOLING, "Flatten", "Reshape", "Transpose", "Squeeze")
 # TensorRT fuses what follows a weighted operator into it and has int8 kernels for these.
 _TENSORRT = (*_WEIGHTED, "Add", "MaxPool")
 
@@ -56,6 +59,7 @@ def to_qdq(graph: bytes, ranges: Ranges, form: Form, name: str, float_nodes: fro
             wrote a graph that computes nonsense.
     """
     model = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(graph))
+    _clip_maxima(model)
     nodes = quantized_nodes(model, form, float_nodes, name)
     data = {key: TensorData(lowest=np.float32(low), highest=np.float32(high)) for key, (low, high) in ranges.items()}
     with _explained(name):
@@ -75,7 +79,7 @@ def to_qdq(graph: bytes, ranges: Ranges, form: Form, name: str, float_nodes: fro
         # The quantizer appends nodes at the end; ONNX wants each after those that feed it.
         quantized.topological_sort()
         pass_bytes(quantized.model)
-        _spare_float(quantized.model, float_nodes)
+        _spare_float(quantized.model, float_nodes, frozenset(nodes))
     written = strip(quantized.model)
     lint_quantized(written, name)
     return written
@@ -105,7 +109,7 @@ def quantized_nodes(model: ModelProto, form: Form, float_nodes: frozenset[str], 
     for node in model.graph.node:
         if node.name not in float_nodes and _is_quantized(node, form, constants, eight_bit):
             chosen.append(node.name)
-            eight_bit.update(node.output)
+            eight_bit.update(() if node.op_type in _PRODUCTS else node.output)
         elif node.op_type in _PASSING and node.input[0] in eight_bit:
             eight_bit.update(node.output)
     if not chosen:
@@ -125,23 +129,40 @@ def _is_quantized(node: NodeProto, form: Form, constants: set[str], eight_bit: s
     return node.op_type in _PASSING and node.input[0] in eight_bit
 
 
-def _spare_float(model: ModelProto, float_nodes: frozenset[str]) -> None:
-    """A float node reads what another float node gives as it is, not rounded for a third one."""
+def _clip_maxima(model: ModelProto) -> None:
+    """The larger of a tensor and a number is a clip: that has kernels for 8 bits, or needs none; a maximum has not."""
+    numbers = {tensor.name: tensor for tensor in model.graph.initializer if np.prod(tensor.dims) == 1}
+    for node in model.graph.node:
+        values = [value for value in node.input if value not in numbers]
+        if node.op_type == "Max" and len(node.input) == 2 and len(values) == 1:
+            [least] = [numpy_helper.to_array(numbers[value]) for value in node.input if value in numbers]
+            lowest = f"{node.output[0]}_lowest"
+            model.graph.initializer.append(numpy_helper.from_array(least.reshape(()), lowest))
+            node.op_type = "Clip"
+            node.input[:] = [*values, lowest]
+
+
+def _spare_float(model: ModelProto, float_nodes: frozenset[str], quantized: frozenset[str]) -> None:
+    """A float node or sum reads what another float node gives as it is, not rounded for a third one."""
     makers = {value: node for node in model.graph.node for value in node.output}
     for node in model.graph.node:
-        if node.name not in float_nodes:
+        if node.name not in float_nodes and (node.op_type not in _JOINING or node.name in quantized):
             continue
         for index, value in enumerate(node.input):
             rounded = makers.get(value)
             quantize = makers.get(rounded.input[0]) if rounded and rounded.op_type == "DequantizeLinear" else None
             source = makers.get(quantize.input[0]) if quantize and quantize.op_type == "QuantizeLinear" else None
-            if quantize is not None and source is not None and source.name in float_nodes:
+            if quantize is not None and source is not None and _gives_float(source, quantized):
                 node.input[index] = quantize.input[0]
+
+
+def _gives_float(node: NodeProto, quantized: frozenset[str]) -> bool:
+    return node.name not in quantized or node.op_type in _PRODUCTS
 
 
 def _options(form: Form) -> dict[str, Any]:
     if form != "tensorrt":
-        return {}
+        return {"OpTypesToExcludeOutputQuantization": list(_PRODUCTS)}
     # What follows a convolution is fused into it, so only what goes in is rounded.
     return {"ActivationSymmetric": True, "QuantizeBias": False, "OpTypesToExcludeOutputQuantization": list(_TENSORRT)}
 

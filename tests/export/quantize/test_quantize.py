@@ -246,6 +246,40 @@ def test_a_float_sum_adds_unrounded_values(net: Material) -> None:
     assert kept.input[0] == total.output[0]
 
 
+class Leaky(nn.Module):
+    """Convolutions with a leaky ReLU, cut off below, between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, 2), nn.Conv2d(8, 5, 3)
+        self.register_buffer("lowest", torch.tensor(-0.2))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = self.first(image.permute(0, 3, 1, 2).float() / 64 - 2)
+        x = torch.maximum(nn.functional.leaky_relu(x, 0.2), self.lowest)
+        return self.second(x).mean((2, 3))
+
+
+@pytest.mark.parametrize("form", ["x86", "arm", "tensorrt"])
+def test_leaky_activations_stay_in_eight_bits(form: Any) -> None:
+    """A maximum with a number is a clip to quantizers, and a leaky ReLU has a kernel on CPUs: nothing between the
+    convolutions is computed in float there, and the net is what it was."""
+    torch.manual_seed(1)
+    net = material(exported(Leaky()))
+    assert [node.op_type for node in Walked(net.graph).of("Max", "LeakyRelu")] == ["LeakyRelu", "Max"]
+    graph = Walked(quantize(net, PRESETS["plain"], form))
+    assert not graph.of("Max")
+    if form != "tensorrt":
+        [leaky] = graph.of("LeakyRelu")
+        users = [node.op_type for node in graph.nodes if leaky.output[0] in node.input]
+        assert graph.is_quantized(leaky.input[0])
+        assert set(users) <= {"QuantizeLinear", "Clip"}
+    calls = pictures(7, 16)
+    wanted = run(net.graph, calls)
+    got = run(graph.model.SerializeToString(), calls)
+    assert 10 * np.log10((wanted**2).sum() / ((wanted - got) ** 2).sum()) > 20
+
+
 def test_what_cannot_be_quantized_is_said(net: Material) -> None:
     """An unknown node, no calls to fit with, and dynamic ranges for TensorRT are refused by the component's name."""
     with pytest.raises(ExportError, match="'net' has no nodes \\['nowhere'\\]"):

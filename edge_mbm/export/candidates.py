@@ -25,7 +25,7 @@ from edge_mbm.export.variants import DIALECTS
 __all__ = ["Bench", "Score", "Trial", "digest"]
 
 _ROUGH = 8
-"""Every so many of the kept calls tell groups apart."""
+"""Every so many of the kept calls are enough to tell groups apart."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Bench:
 
         Args:
             trials: what to make.
-            rough: to be told apart only: on a few of the calls, and the graphs are not kept.
+            rough: to be told apart only: made from and held against a few of the calls, and the graphs are not kept.
         """
         keys = [f"{self._key_of(trial)}{'-rough' if rough else ''}" for trial in trials]
         known = [self._scores.load(key, Score) for key in keys]
@@ -137,10 +137,16 @@ class Bench:
         return replace(preset, method=method) if preset.method == Preset(key).method else preset
 
     def _quantized(self, trial: Trial) -> bytes:
-        return quantizing.quantize(self.material, self._preset(trial.preset), self._form, frozenset(trial.float_nodes))
+        return self._quantized_from(self.material, trial)
+
+    def _quantized_roughly(self, trial: Trial) -> bytes:
+        return self._quantized_from(replace(self.material, calls=self.material.calls[::_ROUGH]), trial)
+
+    def _quantized_from(self, material: Material, trial: Trial) -> bytes:
+        return quantizing.quantize(material, self._preset(trial.preset), self._form, frozenset(trial.float_nodes))
 
     def _score(self, trials: Mapping[str, Trial], *, rough: bool) -> dict[str, Score]:
-        make, step = (self._quantized, _ROUGH) if rough else (self.graph, 1)
+        make, step = (self._quantized_roughly, _ROUGH) if rough else (self.graph, 1)
         made = {key: self._make(trial, make) for key, trial in trials.items()}
         graphs = {key: graph for key, (graph, _) in made.items() if graph is not None}
         faults = {key: fault for key, (graph, fault) in made.items() if graph is None}

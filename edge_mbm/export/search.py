@@ -327,12 +327,18 @@ class _Round:
             self._fewer(base, ranked[:enough])
 
     def _with_cheap(self, base: Candidate, cheap: Sequence[Group]) -> bool:
-        """The best presets of the leader's kind with what costs nothing in float; whether one is within budget."""
+        """The best presets of the leader's kind with what costs nothing in float; whether one is within budget.
+
+        Groups were chosen on a quicker preset's word: only where the whole preset errs less with them is it judged.
+        """
         kind = quantizing.PRESETS[base.preset].activations
         whole = [c for c in self.tried if not c.reverted and c.speed is not None and self._ground.fast_enough(c)]
         alike = [c for c in whole if quantizing.PRESETS[c.preset].activations == kind]
         for contender in sorted(alike, key=lambda c: -(c.sqnr_db or 0.0))[:_CONTENDERS]:
-            self._mixed(contender, cheap)
+            nodes = tuple(node for group in cheap for node in group.nodes)
+            [mixed] = self._try([Trial(contender.preset, nodes)], tuple(group.name for group in cheap))
+            if (mixed.sqnr_db or -math.inf) > (contender.sqnr_db or -math.inf):
+                self._judge(mixed)
         return _best(self.tried) is not None
 
     def _cheap(self, base: Candidate, ranked: Sequence[Group]) -> list[Group]:
@@ -383,14 +389,19 @@ class _Round:
         return -10 * math.log10(max(gained, 10 ** (-_NO_NOISE_DB / 10)))
 
     def _quick(self, base: Candidate) -> str:
-        """A preset to tell groups apart by: one that takes no time over each, where there is one of the same kind."""
+        """A preset to tell groups apart by: one of the same kind that takes little time over each, if there is one.
+
+        With biases corrected where the leader's are: errors that a correction takes away would mislead.
+        """
         wanted = quantizing.PRESETS[base.preset]
-        for key in self.bench.presets():
-            preset = quantizing.PRESETS[key]
-            alike = (preset.activations, preset.smooth) == (wanted.activations, wanted.smooth)
-            if alike and not (preset.equalize or preset.correct_bias or preset.fit_rounding):
-                return key
-        return base.preset
+        alike = [
+            preset
+            for preset in map(quantizing.PRESETS.__getitem__, self.bench.presets())
+            if (preset.activations, preset.smooth) == (wanted.activations, wanted.smooth)
+            and not (preset.equalize or preset.fit_rounding)
+        ]
+        alike.sort(key=lambda preset: preset.correct_bias != wanted.correct_bias)
+        return alike[0].key if alike else base.preset
 
     def _fewest(self, base: Candidate, ranked: Sequence[Group]) -> int | None:
         """How many of the ranked groups must be float at least, by halving."""

@@ -133,6 +133,17 @@ def _one_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantize, "presets_for", lambda graph, form: (plain,))
 
 
+@pytest.fixture(autouse=True)
+def _steady_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The more is quantized the faster: such small layers' own times are noise, which would choose among mixes."""
+
+    def speed_of(draft: Draft, name: str, variant: str, graph: bytes) -> dict[str, SpeedFigures]:
+        kinds = [node.op_type for node in onnx.load_model_from_string(graph).graph.node]
+        return {variant: speed(1 + kinds.count("QuantizeLinear"))}
+
+    monkeypatch.setattr(search_module, "speed_of", speed_of)
+
+
 def asked(draft: Draft, least_db: float, bound: Search | None = None) -> Draft:
     """With a budget of SQNR alone, since all of these are slower than float."""
     budget = Budget(min_cosine=-1, min_agreement=0, max_accuracy_drop=1, min_sqnr_db=least_db, min_speedup=0.001)
@@ -165,7 +176,7 @@ def test_what_is_to_blame_goes_back_to_float(calibrated: Draft) -> None:
     assert whole.faults == (f"SQNR {whole.error.sqnr_db:.1f} dB, budget 25.0 dB",)
     assert chosen is not None
     assert chosen.faults == ()
-    assert set(chosen.reverted) <= {"layer0", "layer1"}
+    assert chosen.reverted in {("layer0",), ("layer1",)}
     assert min(searched.groups, key=lambda g: g.sqnr_db).group in {"layer0", "layer1"}
     graph = given(after.graphs)[VARIANT]
     kinds = [node.op_type for node in onnx.load_model_from_string(graph).graph.node]

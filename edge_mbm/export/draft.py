@@ -103,7 +103,10 @@ class GroupEffect:
     """The name of its first weighted node, with the number of others."""
     nodes: tuple[str, ...]
     sqnr_db: float
-    """Of the component's outputs with only this group quantized: the lower, the more sensitive."""
+    """Of the component's outputs with only this group quantized: the lower, the more sensitive.
+
+    Sums of activations are never quantized alone: of them, what is less wrong with all but them quantized.
+    """
     share: float
     """Of the component's multiply-accumulates: an estimate of the speed lost where it stays float, 0..1."""
 

@@ -20,7 +20,6 @@ __all__ = [
     "first_line",
     "fold",
     "graphs",
-    "lint_quantized",
     "normalize",
     "rename_values",
     "strange_operators",
@@ -118,21 +117,6 @@ def strip(model: ModelProto) -> bytes:
     """Serialize a model without what says where and how it was made: equal mathematics, equal bytes."""
     _strip(model)
     return bytes(model.SerializeToString(deterministic=True))
-
-
-def lint_quantized(graph: bytes, name: str) -> None:
-    """Refuse what loads and computes nonsense.
-
-    Raises:
-        ExportError: a scale that is not a positive finite number, or an axis that is not the channels' (its length
-            differs from the scales').
-    """
-    model = _parse(graph, name)
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            for problem in _scale_problems(node, constants):
-                raise ExportError(f"the quantized graph of '{name}': {problem}")
 
 
 def first_line(error: Exception) -> str:
@@ -263,18 +247,3 @@ def _edge_problems(kind: str, values: Iterable[Any], specs: Mapping[str, TensorS
                 )
             elif isinstance(wanted, int) and isinstance(dim, int) and dim != wanted:
                 yield f"axis {axis} of {kind} '{name}' is {dim}, expected {wanted}"
-
-
-def _scale_problems(node: Any, constants: Mapping[str, np.ndarray[Any, Any]]) -> Iterator[str]:
-    scale = constants.get(node.input[1])
-    if scale is None:
-        yield f"{node.op_type} of '{node.input[0]}' has a scale that is no constant"
-        return
-    if not (np.isfinite(scale).all() and (scale > 0).all()):
-        yield f"{node.op_type} of '{node.input[0]}' has a scale that is not a positive number"
-    quantized = constants.get(node.input[0])
-    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
-    if scale.ndim == 1 and scale.size > 1 and quantized is not None:
-        length = quantized.shape[axis] if -quantized.ndim <= axis < quantized.ndim else 0
-        if length != scale.size:
-            yield f"{node.op_type} of '{node.input[0]}' has {scale.size} scales for an axis of {length}"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from edge_mbm.export import quantize as quantizing
-from edge_mbm.export.calibrate import CALLS
 from edge_mbm.export.chain import Arrays, Chain, Runner
 from edge_mbm.export.draft import Draft, given
 from edge_mbm.export.origin import Origin
@@ -34,6 +34,7 @@ __all__ = ["Plan", "PlannedComponent", "PlannedVariant", "plan"]
 _TRACE, _TRACE_PER_PARAMETER = 5.0, 4e-7
 _PROBE = 1.0
 _QUANTIZE, _QUANTIZE_PER_PARAMETER = 0.5, 2e-7
+_CALLS_SEEN = 32  # by a graph that is tried: most are told apart by a few calls
 _TIMING = 2.5
 _PARSER = 1.5
 _JUDGED_SHARE = 0.4  # of a search's graphs go through the held-out recordings
@@ -107,7 +108,7 @@ def plan(recipe: str | os.PathLike[str]) -> Plan:
     loaded = load_recipe(Path(recipe))
     with importable(loaded.python_path()):
         draft = describe(Draft(loaded, Origin(loaded)), Silent())
-        read_s, calls = _timed(draft)
+        reading, calls = _timed(draft)
         components = {name: _component(draft, name, calls) for name in given(draft.components)}
     data = loaded.data
     return Plan(
@@ -116,21 +117,33 @@ def plan(recipe: str | os.PathLike[str]) -> Plan:
         components=components,
         recordings={split: getattr(data, split).samples for split in ("calibration", "heldout", "golden")},
         evaluations=loaded.recipe.search.evaluations,
-        seconds={stage: round(value, 1) for stage, value in _seconds(loaded, components, read_s).items()},
+        seconds={stage: round(value, 1) for stage, value in _seconds(loaded, components, reading).items()},
     )
 
 
-def _timed(draft: Draft) -> tuple[float, dict[str, list[float]]]:
-    """Seconds to get a recording, and of every call that one makes in each component."""
+class _Reading(NamedTuple):
+    """What it takes to get at recordings, seconds."""
+
+    begin: float
+    """Before the first: a data set may be read, or made."""
+    each: float
+
+    def all(self, count: int) -> float:
+        """One pass."""
+        return self.begin + count * self.each
+
+
+def _timed(draft: Draft) -> tuple[_Reading, dict[str, list[float]]]:
+    """What recordings take, and the seconds of every call that one makes in each component."""
     chain, calls = Chain(given(draft.components), tokenizer_files(draft.loaded)), dict[str, list[float]]()
-    read_s = 0.0
-    for _ in range(2):  # the first is to warm up
-        started = time.perf_counter()
-        recording = next(iter(recordings(draft.loaded, draft.loaded.data.heldout)))
-        read_s = time.perf_counter() - started
-        calls = {name: [] for name in given(draft.components)}
+    times: list[float] = []
+    started = time.perf_counter()
+    for recording in itertools.islice(recordings(draft.loaded, draft.loaded.data.heldout), 2):
+        times.append(time.perf_counter() - started)
+        calls = {name: [] for name in given(draft.components)}  # the first time is to warm up
         chain.run(recording, {n: _watched(runner, calls[n]) for n, runner in origin_runners(draft).items()})
-    return read_s, calls
+        started = time.perf_counter()
+    return _Reading(max(0.0, times[0] - times[-1]), times[-1]), calls
 
 
 def _watched(runner: Runner, times: list[float]) -> Runner:
@@ -186,27 +199,32 @@ def _shape(tensor: TensorSpec) -> str:
     return f"{tensor.dtype}[{', '.join(map(str, tensor.shape))}]"
 
 
-def _seconds(loaded: LoadedRecipe, components: Mapping[str, PlannedComponent], read_s: float) -> dict[str, float]:
+def _seconds(loaded: LoadedRecipe, components: Mapping[str, PlannedComponent], reading: _Reading) -> dict[str, float]:
     data = loaded.data
     model_s = sum((c.call_ms or 0.0) / 1e3 for c in components.values())
     graphs = [(c, key, v) for c in components.values() for key, v in c.variants.items() if key != "fp32"]
-    heldout = data.heldout.samples
+    heldout, calibration, golden = data.heldout.samples, data.calibration.samples, data.golden.samples
     return {
-        "look at the recordings": (data.calibration.samples + heldout) * read_s,
-        "run the model": (heldout + data.golden.samples) * (read_s + model_s),
+        "look at the recordings": reading.all(calibration) + reading.all(heldout),
+        "run the model": reading.all(heldout) + reading.all(golden) + (heldout + golden) * model_s,
         "trace": sum(_TRACE + _TRACE_PER_PARAMETER * (c.parameters or 0) + _PROBE for c in components.values()),
-        "calibrate": data.calibration.samples * (read_s + 3 * model_s),
-        "search": sum(_search(loaded, c, v, read_s) for c, _, v in graphs if v.presets),
+        "calibrate": reading.all(calibration) + calibration * 3 * model_s,
+        "search": sum(_search(loaded, c, v, reading) for c, _, v in graphs if v.presets),
         "convert and check": sum(_PROBE + _PARSER * (DIALECTS[key].family == "tensorrt") for _, key, _ in graphs),
-        "measure": sum(heldout * (read_s + _graph_s(c)) + _TIMING * v.timed_here for c, _, v in graphs),
+        "measure": sum(_judged(loaded, c, v, reading) for c, _, v in graphs),
     }
 
 
-def _search(loaded: LoadedRecipe, component: PlannedComponent, variant: PlannedVariant, read_s: float) -> float:
+def _search(loaded: LoadedRecipe, component: PlannedComponent, variant: PlannedVariant, reading: _Reading) -> float:
     most = loaded.recipe.search.evaluations * (2 if component.recover else 1)
     quantize = _QUANTIZE + _QUANTIZE_PER_PARAMETER * (component.parameters or 0)
-    judged = loaded.data.heldout.samples * (read_s + _graph_s(component)) + _TIMING * variant.timed_here
-    return most * (quantize + _PROBE + CALLS * _graph_s(component) + _JUDGED_SHARE * judged)
+    judged = _JUDGED_SHARE * _judged(loaded, component, variant, reading)
+    return most * (quantize + _PROBE + _CALLS_SEEN * _graph_s(component) + judged)
+
+
+def _judged(loaded: LoadedRecipe, component: PlannedComponent, variant: PlannedVariant, reading: _Reading) -> float:
+    heldout = loaded.data.heldout.samples
+    return reading.all(heldout) + heldout * _graph_s(component) + _TIMING * variant.timed_here
 
 
 def _graph_s(component: PlannedComponent) -> float:

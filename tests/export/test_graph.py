@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_mbm.errors import ExportError, TraceError
-from edge_mbm.export.graph import check_graph, fold, lint_quantized, normalize
+from edge_mbm.export.graph import check_graph, fold, normalize
 from edge_mbm.export.skeleton import Skeleton
 from edge_mbm.spec import Embedding, Encoder, Input, Output, State, TensorSpec
 
@@ -223,54 +223,3 @@ def test_what_does_not_load_is_told() -> None:
     with pytest.raises(ExportError, match="ONNX Runtime cannot load the graph of 'part': ") as caught:
         fold(model([helper.make_node("NoSuchOperator", ["x"], ["y"])]), "part")
     assert "\n" not in str(caught.value)
-
-
-# --- lint ------------------------------------------------------------------------------------------------------------
-
-
-def quantized(scale: object, shape: tuple[int, ...] = (2, 2), **attributes: int) -> bytes:
-    scales = np.atleast_1d(np.asarray(scale, np.float32)) if np.ndim(scale) else np.float32(scale)  # type: ignore[arg-type]
-    weights = [
-        constant("q", np.ones(shape), np.int8),
-        constant("s", scales),
-        constant("z", np.zeros_like(scales), np.int8),
-    ]
-    nodes = [
-        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["w"], **attributes),
-        helper.make_node("MatMul", ["x", "w"], ["y"]),
-    ]
-    return model(nodes, weights=weights)
-
-
-@pytest.mark.parametrize(
-    ("graph", "said"),
-    [
-        (quantized(0.0), "DequantizeLinear of 'q' has a scale that is not a positive number"),
-        (quantized(np.nan), "not a positive number"),
-        (quantized(np.inf), "not a positive number"),
-        (quantized(-1.0), "not a positive number"),
-        (quantized([1.0, 0.0], axis=0), "not a positive number"),
-        (quantized([1.0, 1.0], (3, 2), axis=0), "has 2 scales for an axis of 3"),
-        (quantized([1.0, 1.0], (2, 3)), "has 2 scales for an axis of 3"),
-        (quantized([1.0, 1.0], axis=2), "has 2 scales for an axis of 0"),
-        (quantized([1.0, 1.0], axis=-3), "has 2 scales for an axis of 0"),
-    ],
-)
-def test_what_loads_and_computes_nonsense_is_refused(graph: bytes, said: str) -> None:
-    """Scales of zero, that are not numbers or negative, and axes that are not the channels'."""
-    with pytest.raises(ExportError, match=f"the quantized graph of 'part': .*{said}"):
-        lint_quantized(graph, "part")
-
-
-def test_a_scale_from_outside_is_refused() -> None:
-    """It could be anything."""
-    nodes = [helper.make_node("QuantizeLinear", ["x", "s"], ["q"]), helper.make_node("Cast", ["q"], ["y"], to=FLOAT)]
-    with pytest.raises(ExportError, match="QuantizeLinear of 'x' has a scale that is no constant"):
-        lint_quantized(model(nodes, ["x", "s"]), "part")
-
-
-@pytest.mark.parametrize("attributes", [{"axis": 0}, {"axis": 1}, {"axis": -1}, {}])
-def test_good_scales_pass(attributes: dict[str, int]) -> None:
-    """Per channel on any axis, counted from either end, or one for all."""
-    lint_quantized(quantized([0.5, 1.0], **attributes), "part")
-    lint_quantized(quantized(0.5, (3, 2), **attributes), "part")

@@ -376,10 +376,11 @@ def is_running(pid: int) -> bool:
 
 
 def children() -> list[str]:
-    """Command lines of this process's children."""
+    """Command lines of this process's children; Python's own bookkeeper of shared memory stays once it was started."""
     tasks = Path("/proc/self/task")
     pids = [pid for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
-    return [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in pids]
+    lines = [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in pids]
+    return [line for line in lines if "multiprocessing.resource_tracker" not in line]
 
 
 # --- the proof -------------------------------------------------------------------------------------------------------

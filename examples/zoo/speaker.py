@@ -9,7 +9,6 @@ be importable.
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edge_mbm.errors import InputError, MissingDependencyError
+from edge_mbm.errors import InputError
 from zoo import sentences, speech
+from zoo.packages import package_folder
 from zoo.whisper import slaney_filters, waves
 
 if TYPE_CHECKING:
@@ -98,10 +98,8 @@ def load() -> Speaker:
     Raises:
         MissingDependencyError: the package with the weights is not installed.
     """
-    found = importlib.util.find_spec(PACKAGE)
-    if found is None or found.origin is None:
-        raise MissingDependencyError(PACKAGE, "the speaker encoder's weights", "pip install --no-deps Resemblyzer")
-    stored = torch.load(Path(found.origin).parent / "pretrained.pt", map_location="cpu", weights_only=True)
+    folder = package_folder(PACKAGE, "the speaker encoder's weights", "Resemblyzer")
+    stored = torch.load(folder / "pretrained.pt", map_location="cpu", weights_only=True)
     model = Speaker()
     weights = {name: value for name, value in stored["model_state"].items() if name.startswith(("lstm.", "linear."))}
     model.encoder.load_state_dict(weights)

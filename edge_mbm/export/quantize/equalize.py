@@ -28,6 +28,9 @@ __all__ = ["equalize"]
 
 _QUIETEST = 2.0**-6
 """Of the loudest channel: no channel is raised as if it were quieter than this."""
+_SHARE = 0.5
+"""Of a channel's distance to the loudest, in decibels: a louder activation is rounded less, the smaller weight that
+takes it is rounded more (the alpha of Xiao et al. 2022, arXiv:2211.10438)."""
 
 
 @dataclass
@@ -46,7 +49,7 @@ class _Group:
 
 
 def equalize(graph: bytes, calls: Sequence[Arrays], name: str) -> bytes:
-    """Make the channels between convolutions equally loud; the function stays the same.
+    """Bring the channels between convolutions nearer to each other's loudness; the function stays the same.
 
     Args:
         graph: float, folded.
@@ -161,12 +164,12 @@ def _observed(
 
 
 def _factors(loudness: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
-    """At least 1, and 1 for the loudest channel."""
+    """At least 1, and 1 for the loudest channel: halfway, since what is won for activations is lost for weights."""
     loudest = np.max(loudness, axis=0).astype(np.float64)
     top = loudest.max()
     if top <= 0:
         return np.ones_like(loudest)
-    factors: NDArray[np.float64] = 1 / np.maximum(loudest / top, _QUIETEST)
+    factors: NDArray[np.float64] = np.maximum(loudest / top, _QUIETEST) ** -_SHARE
     return factors
 
 

@@ -3,13 +3,16 @@
 To the nearest step is not the best way to round: a layer's inputs are correlated (neighbouring pixels most of all), so
 errors of weights that see alike values can be made to cancel each other (optimal brain compression, Frantar and
 Alistarh 2022, arXiv:2208.11580; GPTQ, Frantar et al. 2023, arXiv:2210.17323). What is left on average is taken out of
-the bias (Nagel et al. 2019, arXiv:1906.04721). Each layer is looked at behind the layers before it as they are by then.
+the bias (Nagel et al. 2019, arXiv:1906.04721). Each layer is looked at behind the layers before it as they are by then,
+and before it is rounded it learns to make up for what those have lost (after Li et al. 2025, arXiv:2504.02692).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import functools
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +35,9 @@ _DAMPING = 0.01
 """Of the mean variance, added to every input's: what the calls hardly show must not be trusted."""
 _DOUBT = 0.5
 """The same, times inputs per sample: few samples show inputs alike that are not."""
+_RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+"""Shares of the mean variance, to choose from."""
+_HALVES = "even", "odd"
 _POSITIONS = 256
 """Of a picture's, taken from each call for the inputs' covariance; means are over all."""
 
@@ -87,52 +93,68 @@ class _Layer:
         return bool(self.settings.get("transB", 0))
 
 
+@dataclass
 class _Moments:
-    """Mean of a layer's inputs, and their products, over calls: float64[groups, inputs(, inputs)].
+    """What a layer meets over some calls, and what it lacks of what it was to meet.
 
     Args:
         layer: whose.
-        products: whether to gather those as well.
+        centre: a mean about which products lose no digits, float64[groups, inputs]; None gathers no products.
+        calls: how many were counted.
+        samples: positions of them that products were taken over.
+        sums: of each call's means, float64[groups, inputs] and float64[groups, inputs, inputs].
     """
 
-    def __init__(self, layer: _Layer, *, products: bool) -> None:
-        self._layer, self._products = layer, products
-        self._mean: Matrix | float = 0.0
-        self._offset: Matrix | float = 0.0
-        self._square: Matrix | float = 0.0
-        self._centre: Matrix | None = None
-        self._calls = self._samples = 0
+    layer: _Layer
+    centre: Matrix | None
+    calls: int = 0
+    samples: int = 0
+    sums: dict[str, Matrix] = field(default_factory=dict)
 
-    def add(self, values: NDArray[np.float32]) -> None:
-        """Count one call's."""
-        groups = self._layer.groups
-        mean = _window_mean(self._layer, values).astype(np.float64).reshape(groups, -1)
-        self._mean = self._mean + mean
-        self._calls += 1
-        if self._products:
-            self._centre = mean if self._centre is None else self._centre
-            samples = _sampled(self._layer, values).reshape(groups, self._centre.shape[1], -1)
-            self._samples += samples.shape[-1]
-            samples = samples - self._centre[..., None].astype(np.float32)
-            self._offset = self._offset + samples.mean(axis=2, dtype=np.float64)
-            self._square = self._square + samples @ samples.transpose(0, 2, 1) / samples.shape[-1]
+    def add(self, values: NDArray[np.float32], wanted: NDArray[np.float32]) -> None:
+        """Count one call: the layer's input, and its input in the float graph."""
+        self.calls += 1
+        self._add("mean", _means(self.layer, values))
+        self._add("wanted", _means(self.layer, wanted))
+        if self.centre is None:
+            return
+        shape = (*self.centre.shape, -1)
+        seen, lacking = _sampled(self.layer, values).reshape(shape), _sampled(self.layer, wanted).reshape(shape)
+        lacking = lacking - seen
+        seen = seen - self.centre[..., None].astype(np.float32)
+        count = seen.shape[-1]
+        self.samples += count
+        self._add("seen", seen.mean(axis=2, dtype=np.float64))
+        self._add("lacking", lacking.mean(axis=2, dtype=np.float64))
+        self._add("seen seen", seen @ seen.transpose(0, 2, 1) / count)
+        self._add("lacking seen", lacking @ seen.transpose(0, 2, 1) / count)
+
+    def __add__(self, other: _Moments) -> _Moments:
+        sums = {key: value + other.sums[key] for key, value in self.sums.items()}
+        return _Moments(self.layer, self.centre, self.calls + other.calls, self.samples + other.samples, sums)
+
+    def mean(self, key: str) -> Matrix:
+        """Over the calls, of "mean" (all positions of the input), "wanted" (the float graph's), and of products."""
+        return np.asarray(self.sums[key] / self.calls)
 
     @property
     def damping(self) -> float:
         """How little the products are to be trusted, as a share of the mean variance."""
-        return max(_DAMPING, float(_DOUBT * np.asarray(self._offset).shape[-1]) / self._samples)
-
-    @property
-    def mean(self) -> Matrix:
-        """Over all calls and positions."""
-        return np.asarray(self._mean) / self._calls
+        return max(_DAMPING, float(_DOUBT * self.mean("seen").shape[-1] / self.samples))
 
     @property
     def covariance(self) -> Matrix:
         """Of the inputs of each group, over the sampled positions."""
-        assert self._centre is not None, "products were asked for"
-        away = np.asarray(self._offset) / self._calls  # from the first call's mean, about which products lose no digits
-        return np.asarray(self._square) / self._calls - away[:, :, None] * away[:, None, :]
+        seen = self.mean("seen")
+        return np.asarray(self.mean("seen seen") - seen[:, :, None] * seen[:, None, :])
+
+    @property
+    def lost(self) -> Matrix:
+        """Covariance of what the inputs lack with what they are."""
+        return np.asarray(self.mean("lacking seen") - self.mean("lacking")[:, :, None] * self.mean("seen")[:, None, :])
+
+    def _add(self, key: str, value: NDArray[Any]) -> None:
+        self.sums[key] = self.sums.get(key, 0.0) + np.asarray(value, np.float64)
 
 
 def fit_layers(quantized: bytes, graph: bytes, calls: Sequence[Arrays], name: str, *, rounding: bool) -> bytes:
@@ -156,16 +178,14 @@ def fit_layers(quantized: bytes, graph: bytes, calls: Sequence[Arrays], name: st
     model, original = onnx.load_model_from_string(quantized), onnx.load_model_from_string(graph)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     floats = {tensor.name: numpy_helper.to_array(tensor) for tensor in original.graph.initializer}
-    makers = {value: node for node in model.graph.node for value in node.output}
+    makers = _makers(model)
     layers = list(_layers(model, original, constants, floats, makers))
     try:
-        wanted = _float_means(original, layers, calls)
         walk = _Walk(model, [layer.node.input[0] for layer in layers], makers, calls)
-        for layer, mean in zip(layers, wanted, strict=True):
-            seen = _Moments(layer, products=rounding)
-            for value in walk.advance():
-                seen.add(value)
-            _fit(layer, mean, seen, constants=constants, floats=floats, makers=makers, rounding=rounding)
+        wanted = _Walk(original, [layer.original.input[0] for layer in layers], _makers(original), calls)
+        for layer in layers:
+            halves = _halves(layer, zip(walk.advance(), wanted.advance(), strict=True), products=rounding)
+            _fit(layer, halves, constants=constants, floats=floats, makers=makers, rounding=rounding)
     except Exception as error:  # ONNX Runtime's exceptions share no base
         raise ExportError(f"the layers of '{name}' could not be fitted: {first_line(error)}") from error
     return strip(model)
@@ -176,35 +196,67 @@ def fit_layers(quantized: bytes, graph: bytes, calls: Sequence[Arrays], name: st
 
 def _fit(
     layer: _Layer,
-    wanted: Matrix,
-    seen: _Moments,
+    halves: Sequence[_Moments],
     *,
     constants: Mapping[str, TensorProto],
     floats: Mapping[str, NDArray[Any]],
     makers: Mapping[str, NodeProto],
     rounding: bool,
 ) -> None:
+    seen = functools.reduce(operator.add, halves)
     codes, scale, _ = (constants[key] for key in makers[layer.node.input[1]].input)
     weights = layer.rows(floats[layer.original.input[1]])
     scales = layer.scales(numpy_helper.to_array(scale))
     levels = layer.rows(numpy_helper.to_array(codes))
     if rounding:
-        levels = _rounded(weights, scales, seen.covariance, seen.damping)
+        levels = _rounded(_compensated(weights, halves), scales, seen.covariance, seen.damping)
         _replace(codes, layer.shaped(levels).astype(np.int8))
     if len(layer.node.input) > 2:
-        missing = np.einsum("grk,gk->gr", weights, wanted) - np.einsum(
-            "grk,gk->gr", levels * scales[..., None], seen.mean
+        missing = np.einsum("grk,gk->gr", weights, seen.mean("wanted")) - np.einsum(
+            "grk,gk->gr", levels * scales[..., None], seen.mean("mean")
         )
         bias = floats[layer.original.input[2]] + missing.reshape(-1)
         _set_bias(layer.node.input[2], bias, constants, makers)
+
+
+def _compensated(weights: Matrix, halves: Sequence[_Moments]) -> Matrix:
+    """Weights that make of the layer's inputs, as they are by now, most nearly what the float ones made of theirs.
+
+    How far to go is found out from the calls themselves: what half of them teach must hold on the other half.
+    """
+    if len(halves) < len(_HALVES):
+        return weights
+    gains = [
+        sum(_gain(weights, _compensation(weights, half, ridge), other) for half, other in (halves, halves[::-1]))
+        for ridge in _RIDGES
+    ]
+    best = int(np.argmax(gains))
+    if gains[best] <= 0:
+        return weights
+    return weights + _compensation(weights, functools.reduce(operator.add, halves), _RIDGES[best])
+
+
+def _compensation(weights: Matrix, seen: _Moments, ridge: float) -> Matrix:
+    """Ridge regression of what the outputs lack upon the inputs."""
+    factor = np.linalg.solve(_damped(seen.covariance, ridge), seen.lost.transpose(0, 2, 1))
+    return np.asarray(weights @ factor.transpose(0, 2, 1))
+
+
+def _gain(weights: Matrix, added: Matrix, seen: _Moments) -> float:
+    """By how much weights that are added lessen the outputs' squared error on some calls."""
+    return float((2 * added * (weights @ seen.lost) - added * (added @ seen.covariance)).sum())
+
+
+def _damped(covariance: Matrix, share: float) -> Matrix:
+    damping = share * np.einsum("gkk->gk", covariance).mean(axis=1) + 1e-12
+    return np.asarray(covariance + damping[:, None, None] * np.eye(covariance.shape[-1]))
 
 
 def _rounded(weights: Matrix, scales: Matrix, covariance: Matrix, share: float) -> Matrix:
     """Whole levels; each weight's error is passed on to those not rounded yet, by how alike their inputs are."""
     inputs = covariance.shape[-1]
     variance = np.einsum("gkk->gk", covariance)
-    damping = share * variance.mean(axis=1) + 1e-12
-    damped = covariance + damping[:, None, None] * np.eye(inputs)
+    damped = _damped(covariance, share)
     # The liveliest first: what comes later can make up for less.
     order = np.argsort(-variance, axis=1, kind="stable")
     damped = np.take_along_axis(np.take_along_axis(damped, order[:, :, None], 1), order[:, None, :], 2)
@@ -236,6 +288,24 @@ def _replace(tensor: TensorProto, array: NDArray[Any]) -> None:
 
 
 # --- what a layer sees -----------------------------------------------------------------------------------------------
+
+
+def _halves(
+    layer: _Layer, pairs: Iterable[tuple[NDArray[np.float32], NDArray[np.float32]]], *, products: bool
+) -> list[_Moments]:
+    """The calls' moments, of every other call each; one alone where there is one call."""
+    halves: list[_Moments] = []
+    for number, (value, wanted) in enumerate(pairs):
+        if number < len(_HALVES):
+            centre = halves[0].centre if halves else _means(layer, value)
+            halves.append(_Moments(layer, centre if products else None))
+        halves[number % len(_HALVES)].add(value, wanted)
+    return halves
+
+
+def _means(layer: _Layer, values: NDArray[np.float32]) -> Matrix:
+    """What each weight meets on average: float64[groups, inputs]."""
+    return _window_mean(layer, values).astype(np.float64).reshape(layer.groups, -1)
 
 
 def _window_mean(layer: _Layer, values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -286,18 +356,6 @@ def _padded(layer: _Layer, values: NDArray[np.float32]) -> tuple[NDArray[np.floa
     return padded, list(settings.get("strides", [1, 1])), list(settings.get("dilations", [1, 1]))
 
 
-def _float_means(original: ModelProto, layers: Sequence[_Layer], calls: Sequence[Arrays]) -> list[Matrix]:
-    """The mean of each layer's inputs in the float graph."""
-    names = list(dict.fromkeys(layer.original.input[0] for layer in layers))
-    session = _session(_with_outputs(original, names))
-    moments = [_Moments(layer, products=False) for layer in layers]
-    for call in calls:
-        values = dict(zip(names, session.run(names, dict(call)), strict=True))
-        for layer, seen in zip(layers, moments, strict=True):
-            seen.add(values[layer.original.input[0]])
-    return [seen.mean for seen in moments]
-
-
 class _Walk:
     """Computes what each layer takes, one after the other, from what layers before it took.
 
@@ -336,6 +394,10 @@ class _Walk:
 
 
 # --- graphs ----------------------------------------------------------------------------------------------------------
+
+
+def _makers(model: ModelProto) -> dict[str, NodeProto]:
+    return {value: node for node in model.graph.node for value in node.output}
 
 
 def _layers(
@@ -394,13 +456,6 @@ def _part(model: ModelProto, names: set[str], needed: set[str], target: str) -> 
     _set(part.graph.initializer, [tensor for tensor in model.graph.initializer if tensor.name in used])
     _set(part.graph.input, given + [helper.make_tensor_value_info(value, TensorProto.FLOAT, None) for value in inner])
     _set(part.graph.output, [helper.make_tensor_value_info(target, TensorProto.FLOAT, None)])
-    return part
-
-
-def _with_outputs(model: ModelProto, names: Sequence[str]) -> ModelProto:
-    part = ModelProto()
-    part.CopyFrom(model)
-    _set(part.graph.output, [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names])
     return part
 
 

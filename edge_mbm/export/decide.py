@@ -118,7 +118,7 @@ def _check_required(draft: Draft) -> None:
     for head, least in require.accuracy.items():
         found = accuracies[head]
         if found is None or found < least:
-            shown = "unknown: not every held-out recording has a label" if found is None else f"{found:.3f}"
+            shown = "unknown: no held-out recording has a label" if found is None else f"{found:.3f}"
             broken.append(f"accuracy of '{head}' is {shown}, [require] asks for {least:.3f}")
     for name, variants in require.keep.items():
         broken += [

@@ -52,8 +52,8 @@ class Reference:
 
     outputs: Sequence[Arrays]
     """Per recording, "component.output" -> array; without those whose modalities it lacks."""
-    truth: Sequence[int | str]
-    """Labels; empty if not every recording has one."""
+    truth: Sequence[int | str | None]
+    """Labels; None where no one has told."""
     inputs: Mapping[str, Sequence[Arrays]]
     """Per component, the last call's inputs on a few recordings: real data for parity and timing."""
     golden: Sequence[tuple[Recording, Arrays]]

@@ -27,7 +27,7 @@ def error_figures(
     got: Sequence[Arrays],
     outputs: Iterable[str],
     heads: Sequence[str],
-    truth: Sequence[int | str],
+    truth: Sequence[int | str | None],
     *,
     metrics: Mapping[str, Measure] | None = None,
 ) -> ErrorFigures:
@@ -41,16 +41,20 @@ def error_figures(
         got: per recording, the outputs with the variant in place.
         outputs: the variant's own outputs; one recording has each of them at least.
         heads: classifying outputs to judge it by; the worst of them counts.
-        truth: the recordings' labels; empty if they are not all labelled.
+        truth: the recordings' labels, None where there is none, or nothing at all; accuracy is over those that have one.
         metrics: component -> what stands in place of accuracy there.
     """
     metrics = metrics or {}
     pairs = [(_column(reference, key), _column(got, key)) for key in outputs]
     agreements = [agreement(reference, got, head) for head in heads]
-    numbers = [label for label in truth if isinstance(label, int)]
-    graded = [head for head in heads if head.partition(".")[0] not in metrics] if len(numbers) == len(truth) else []
-    accuracies = [accuracy(got, head, numbers) for head in graded] if truth else []
-    accuracies += [metric(got, truth) for metric in metrics.values()] if truth else []
+    labelled = [
+        (output, label) for output, label in zip(got, truth or [None] * len(got), strict=True) if label is not None
+    ]
+    answers, labels = [output for output, _ in labelled], [label for _, label in labelled]
+    numbers = [label for label in labels if isinstance(label, int)]
+    graded = [head for head in heads if head.partition(".")[0] not in metrics] if len(numbers) == len(labels) else []
+    accuracies = [accuracy(answers, head, numbers) for head in graded] if labels else []
+    accuracies += [metric(answers, labels) for metric in metrics.values()] if labels else []
     return ErrorFigures(
         samples=min(len(a) for a, _ in pairs),
         cosine=min(_cosine(a, b) for a, b in pairs),

@@ -73,15 +73,13 @@ def refer(draft: Draft, progress: Progress) -> Draft:
                 kept[name].append(inputs)
         progress.step(recording.id)
     _check_seen(kept, draft)
-    labels = [label for label in truth if label is not None]
-    labels = labels if len(labels) == len(truth) else []
     golden = []
     digest = DataDigest()
     for recording in recordings(draft.loaded, data.golden, digest):
         golden.append((recording, _replayable(draft, recording, chain.run(recording, runners))))
         progress.step(recording.id)
     check_lock(draft.loaded, {"golden": digest})
-    return replace(draft, reference=Reference(outputs, labels, inputs=kept, golden=golden))
+    return replace(draft, reference=Reference(outputs, truth, inputs=kept, golden=golden))
 
 
 def origin_runners(draft: Draft) -> dict[str, Runner]:

@@ -272,5 +272,5 @@ def test_an_accuracy_that_is_not_known_is_not_enough(measured: Draft) -> None:
     unlabelled = replace(given(measured.reference), truth=())
     errors = {key: structs.replace(e, accuracy=None) for key, e in given(measured.errors).items()}
     draft = replace(measured, reference=unlabelled, errors=errors)
-    with pytest.raises(BudgetError, match="accuracy of 'sum' is unknown: not every held-out recording has a label"):
+    with pytest.raises(BudgetError, match="accuracy of 'sum' is unknown: no held-out recording has a label"):
         decide(required(draft, Require(accuracy={"sum": 0.1})), Silent())

@@ -65,6 +65,21 @@ def test_recordings_that_lack_an_output_are_left_out() -> None:
     assert figures.accuracy == 1.0
 
 
+def test_recordings_without_a_label_count_for_agreement_alone() -> None:
+    """Accuracy, and what stands in its place, are over those whose label is known."""
+    rows = column([9, 0], [9, 0], [0, 9])
+    assert error_figures(rows, rows, ["h.y"], ["h.y"], [0, None, 0]).accuracy == 0.5
+    seen: list[int] = []
+
+    def metric(got: Any, labels: Any) -> float:
+        seen.extend(labels)
+        return len(got) / 3
+
+    assert error_figures(rows, rows, ["h.y"], ["h.y"], [None, 4, None], metrics={"h": metric}).accuracy == 1 / 3
+    assert seen == [4]
+    assert error_figures(rows, rows, ["h.y"], ["h.y"], [None] * 3).accuracy is None
+
+
 def test_labels_are_the_largest_of_all_values() -> None:
     """Whatever the shape after the batch."""
     assert labels_of([{"h.y": np.array([[[1.0], [5.0], [2.0]]])}], "h.y").tolist() == [1]

@@ -314,7 +314,7 @@ class ErrorFigures(Record, frozen=True, kw_only=True):
     agreement: float | None = None
     """Share of samples with the same label as the reference; heads only, or through the fused heads for encoders."""
     accuracy: float | None = None
-    """Accuracy against the truth of the fused result with this variant in place, over the recordings that are labelled."""
+    """Accuracy against the truth of the fused result with this variant in place, over the labelled recordings."""
     fed_sqnr_db: dict[str, float] = {}
     """SQNR of what it feeds, "component.output" -> dB, with this variant alone in place: heads amplify errors."""
 

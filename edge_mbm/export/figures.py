@@ -41,7 +41,7 @@ def error_figures(
         got: per recording, the outputs with the variant in place.
         outputs: the variant's own outputs; one recording has each of them at least.
         heads: classifying outputs to judge it by; the worst of them counts.
-        truth: the recordings' labels, None where there is none, or nothing at all; accuracy is over those that have one.
+        truth: the recordings' labels, None where there is none, or nothing at all; accuracy is over those with one.
         metrics: component -> what stands in place of accuracy there.
     """
     metrics = metrics or {}

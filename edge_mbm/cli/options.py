@@ -19,6 +19,7 @@ __all__ = [
     "Quiet",
     "ResultsPath",
     "SourceAddress",
+    "Text",
     "Threads",
     "TruthPath",
     "VariantChoice",
@@ -52,6 +53,18 @@ AudioAddress: TypeAlias = Annotated[
         "--audio",
         metavar="ADDRESS",
         help="What gives the sound: mic://default, rtsp://host/path, a file.",
+        show_default=False,
+        rich_help_panel="Sources",
+    ),
+]
+Text: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--text",
+        "--prompt",
+        metavar="TEXT|-",
+        help="What the bundle's text is from the beginning. - reads it from stdin: each line counts from when it is "
+        "typed until the next.",
         show_default=False,
         rich_help_panel="Sources",
     ),

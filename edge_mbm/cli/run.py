@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from edge_mbm.cli.options import (
     Quiet,
     ResultsPath,
     SourceAddress,
+    Text,
     Threads,
     TruthPath,
     VariantChoice,
@@ -48,7 +50,7 @@ from edge_mbm.runtime.tracing import Tracing
 
 __all__ = ["Playing", "ResultOutput", "play", "run"]
 
-_STDOUT = Path("-")
+_STDOUT, _STDIN = Path("-"), "-"
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ def run(
     source: SourceAddress = None,
     video: VideoAddress = None,
     audio: AudioAddress = None,
+    text: Text = None,
     fast: Annotated[
         bool,
         typer.Option("--fast", help="As fast as possible instead of real time: drops nothing, repeats itself exactly."),
@@ -180,10 +183,15 @@ def run(
     Example: edge-mbm run model.mbm --source clip.mp4 --output results.jsonl
 
     Example: edge-mbm run model.mbm --video v4l2:///dev/video0 --audio mic://default
+
+    Example: edge-mbm run model.mbm --video rtsp://camera/path --text "a red mug"
     """
     options = SessionOptions(heads=tuple(head) if head else None, variant=variant, threads=threads)
     if service and fast:
         raise InputError("--service runs at real time, for as long as it is let: leave out --fast")
+    typed = text == _STDIN
+    if typed and fast:
+        raise InputError("what is typed has no place in a recording that is played --fast: give the text itself")
     with ExitStack() as stack:
         under = stack.enter_context(Service()) if service else None
         out = ResultOutput(output, as_json, quiet or service)
@@ -205,12 +213,31 @@ def run(
             source,
             video=video,
             audio=audio,
+            text=_first_line() if typed else text,
             options=options,
             realtime=not fast,
             governor=governor,
             isolation="process" if isolate else "thread",
         )
+        if typed:
+            threading.Thread(target=_say_lines, args=(live,), name="edge-mbm stdin", daemon=True).start()
         play(opened, live, playing)
+
+
+def _first_line() -> str:
+    line = sys.stdin.readline()
+    if not line:
+        raise InputError("--text - reads lines from stdin, and there was none: give one, or the text itself")
+    return line.rstrip("\r\n")
+
+
+def _say_lines(live: Live) -> None:
+    """Until there are no more; the last one stays, and so does the one before a line that is refused."""
+    for line in sys.stdin:
+        try:
+            live.say(line.rstrip("\r\n"))
+        except InputError as error:
+            warn(__name__, "what was typed is left out: %s", error)
 
 
 def play(bundle: Bundle, stream: Live, playing: Playing) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from msgspec import structs
 
-from edge_mbm.errors import EngineError, SessionClosedError, SourceError
+from edge_mbm.errors import EngineError, InputError, SessionClosedError, SourceError
 from edge_mbm.runtime.bundle import Bundle, load
 from edge_mbm.runtime.capture import Capture
 from edge_mbm.runtime.clock import Clock, MonotonicClock
@@ -27,7 +27,7 @@ from edge_mbm.runtime.source import Sample, Source
 from edge_mbm.runtime.status import LiveStatus
 from edge_mbm.runtime.wall import WallClock
 from edge_mbm.runtime.worker import Worker
-from edge_mbm.spec import AudioModality, ImageModality, Manifest
+from edge_mbm.spec import AudioModality, ImageModality, Manifest, TextModality
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -48,6 +48,7 @@ def open_live(
     *,
     video: Address | None = None,
     audio: Address | None = None,
+    text: str | None = None,
     options: SessionOptions | None = None,
     realtime: bool = True,
     clock: Clock | None = None,
@@ -63,6 +64,8 @@ def open_live(
             ``edge_mbm.runtime.sources.open_source``), any ``Source``, or several that give different modalities.
         video: what gives the pictures: the same, or ``v4l2:///dev/video0``.
         audio: what gives the sound: the same, or ``mic://default``.
+        text: what the bundle's text (a prompt) is from the beginning; in real time ``Live.say`` changes
+            it. Leave it out where a source gives the text.
         options: of the session.
         realtime: play recordings at their own pace, dropping frames that come while the consumer or the model is busy.
             False runs through all of it as fast as possible, in this thread: nothing is dropped and every run gives
@@ -82,6 +85,7 @@ def open_live(
         for feed in opening.sources(source, video, audio):
             undo.callback(feed.close)
             sources.append(feed)
+        sources[:0] = _texts(opened.manifest, sources, text, clock, realtime=realtime)
         session = opened.session(options, load_engine=load_engine)
         undo.callback(session.close)
         _check_feeds(session, sources, realtime=realtime)
@@ -211,6 +215,25 @@ class Live:
     def explain(self) -> dict[str, str]:
         """Per head, in words, why it has not fired, or when it last did."""
         return self.session.explain(self._clock.now())
+
+    def say(self, text: str) -> None:
+        """From now on the bundle's text (a prompt) is this; results of what is captured afterwards follow it.
+
+        Args:
+            text: up to the number of characters that the text's preprocessing takes.
+
+        Raises:
+            InputError: it is not a text, or this stream's text comes from a recording or a source of its own.
+        """
+        from edge_mbm.runtime.sources import TextSource  # noqa: PLC0415 - a robot that pushes needs none of them
+
+        source = next((source for source in self.sources if isinstance(source, TextSource)), None)
+        if source is None:
+            raise InputError(
+                "this stream has no text to change: open it in real time, with the first one, as in "
+                "edge_mbm.open(bundle, source, text='a red mug')"
+            )
+        source.set(text)
 
     def tap(self, taker: Callable[[Sample], None]) -> None:
         """Give every sample that was pushed to ``taker`` too, such as a recorder.
@@ -420,6 +443,26 @@ class _Opening:
         from edge_mbm.runtime.sources import open_source  # noqa: PLC0415 - a robot that pushes needs none of them
 
         return open_source(source, image=image, audio=audio, clock=self._clock, isolation=self._isolation)
+
+
+def _texts(
+    manifest: Manifest, sources: Sequence[Source], text: str | None, clock: Clock | None, *, realtime: bool
+) -> list[Source]:
+    """What says the bundle's text, if it is given."""
+    if text is None:
+        return []
+    from edge_mbm.runtime.sources import FixedTextSource, TextSource  # noqa: PLC0415 - most streams have no text
+
+    name = next((name for name, m in manifest.modalities.items() if isinstance(m, TextModality)), None)
+    if name is None:
+        raise InputError(f"the text {text[:40]!r} has no place: '{manifest.name}' takes no text")
+    if any(name in source.modalities for source in sources):
+        raise InputError(f"a source gives '{name}' already: leave out the text")
+    if not realtime:
+        return [FixedTextSource(name, text)]
+    said = TextSource(name, clock=clock)
+    said.set(text)
+    return [said]
 
 
 def _check_feeds(session: Session, sources: Sequence[Source], *, realtime: bool) -> None:

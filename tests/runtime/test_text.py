@@ -42,7 +42,7 @@ from edge_mbm.spec import (
     TokenSteps,
     Variant,
 )
-from edge_mbm.testing import NullEngine
+from edge_mbm.testing import NullEngine, tiny_bundle
 
 SECOND, HOUR = 1_000_000_000, 3_600_000_000_000
 ONE = TensorSpec(dtype="float32", shape=("batch", 1))
@@ -317,6 +317,47 @@ def test_a_prompt_is_changed_while_a_stream_runs(tmp_path: Path) -> None:
                 break
     assert seen == [202, 301]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("edge-mbm")]
+
+
+def test_a_prompt_is_said_where_a_stream_is_opened(tmp_path: Path) -> None:
+    """The first one with it; others are said later, and one that is too long is refused and changes nothing."""
+    write_bundle(tmp_path / "text.mbm", described(), FILES)
+    sensor, seen = SensorSource("imu", lambda: 0.0, 500), list[float]()
+    with edge_mbm.open(tmp_path / "text.mbm", [sensor], text="red mug", load_engine=Engines()) as live:
+        for result in live:
+            if not seen or value(result) != seen[-1]:
+                seen.append(value(result))
+            if seen == [202]:
+                with pytest.raises(InputError, match="10000 characters"):
+                    live.say("a" * 10_001)
+                live.say("mug")
+            if len(seen) == 2:
+                break
+    assert seen == [202, 301]
+
+
+def test_a_recording_is_played_with_a_prompt(tmp_path: Path) -> None:
+    """As fast as possible, from its beginning; it cannot be changed then, since nothing says when that would be."""
+    write_bundle(tmp_path / "text.mbm", described(), FILES)
+    bundle = load(tmp_path / "text.mbm")
+    with Recorder(tmp_path / "a.mcap", bundle.manifest, RecordOptions(max_bytes=1 << 20), only=["imu"]) as recorder:
+        for t in range(3):
+            recorder.push("imu", [t], t, wait=True)
+    options: dict[str, Any] = {"realtime": False, "load_engine": Engines()}
+    with edge_mbm.open(bundle, tmp_path / "a.mcap", text="mug", **options) as stream:
+        assert [value(result) for result in stream] == [301, 302, 303]
+        with pytest.raises(InputError, match="no text to change"):
+            stream.say("red")
+
+
+def test_a_prompt_that_nothing_takes_is_refused(tmp_path: Path) -> None:
+    """By a bundle without text, or beside a source that gives the text."""
+    write_bundle(tmp_path / "text.mbm", described(), FILES)
+    sources = [SensorSource("imu", lambda: 0.0, 500), TextSource("prompt")]
+    with pytest.raises(InputError, match="a source gives 'prompt' already"):
+        edge_mbm.open(tmp_path / "text.mbm", sources, text="mug", load_engine=Engines())
+    with pytest.raises(InputError, match="'tiny' takes no text"):
+        edge_mbm.open(tiny_bundle(), [SensorSource("image", lambda: 0.0, 5)], text="mug")
 
 
 def test_a_recorded_prompt_is_replayed(tmp_path: Path) -> None:

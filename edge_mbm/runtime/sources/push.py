@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from edge_mbm.errors import InputError
+from edge_mbm.preprocess.text import as_text
 from edge_mbm.runtime.clock import Clock, MonotonicClock
 from edge_mbm.runtime.source import Sample, Timing
 
-__all__ = ["ArraySource", "CallableSource", "SensorSource", "TextSource"]
+__all__ = ["ArraySource", "CallableSource", "FixedTextSource", "SensorSource", "TextSource"]
 
 _SECOND = 1_000_000_000
 _WAIT_S = 0.1
@@ -165,10 +166,9 @@ class TextSource:
         """From now on the text is this; one that nobody has taken yet is replaced.
 
         Raises:
-            InputError: it is not a text.
+            InputError: it is not such a text as preprocessing takes.
         """
-        if not isinstance(text, str):
-            raise InputError(f"'{self.modalities[0]}' is a text, not {type(text).__name__}")
+        text = as_text(text)
         with self._changed:
             now = self._clock.now()
             # Two in one tick of the clock are still one after the other.
@@ -191,6 +191,30 @@ class TextSource:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+
+class FixedTextSource:
+    """Gives one text at a recording's beginning, for all of it.
+
+    Args:
+        modality: that it is.
+        text: it.
+
+    Raises:
+        InputError: it is not such a text as preprocessing takes.
+    """
+
+    def __init__(self, modality: str, text: str) -> None:
+        self.modalities = (modality,)
+        self.timing = Timing("media")
+        self._text = as_text(text)
+
+    def samples(self) -> Iterator[Sample]:
+        """See ``Source.samples``."""
+        yield Sample(self.modalities[0], self._text, 0)
+
+    def close(self) -> None:
+        """See ``Source.close``."""
 
 
 def _sample(modality: str, item: Any, now: int, rate: int | None) -> Sample:

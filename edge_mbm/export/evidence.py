@@ -156,6 +156,8 @@ class ComponentEvidence(Record, frozen=True, kw_only=True):
     """Which of torch's exporters traced it, or what made its graph."""
     variants: dict[str, VariantEvidence]
     ranges: tuple[TensorEvidence, ...]
+    repairs: tuple[str, ...] = ()
+    """What was changed in a graph that came as ONNX, so that it runs as the recipe describes it."""
 
 
 class TargetEvidence(Record, frozen=True, kw_only=True):
@@ -284,6 +286,7 @@ def _component(draft: Draft, manifest: Manifest, name: str) -> ComponentEvidence
         exporter=given(draft.exporters)[name],
         variants={key: _variant(draft, (name, key), variant) for key, variant in variants.items()},
         ranges=tuple(_tensors(ranges, draft.loaded.recipe.method)),
+        repairs=() if (origin := draft.origin.graph(name)) is None else origin.repaired.notes,
     )
 
 

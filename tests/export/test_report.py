@@ -222,13 +222,22 @@ def test_hostile_names_are_text() -> None:
     finding = Finding(HOSTILE, HOSTILE, "error", HOSTILE, HOSTILE, HOSTILE)
     hit = evidence.components["head"]
     half = replace(hit.variants["trt-fp16"], parsed=(refused,), findings=(finding,), unparsed=HOSTILE)
-    hit = replace(hit, exporter=HOSTILE, variants=hit.variants | {"trt-fp16": half})
+    hit = replace(hit, exporter=HOSTILE, repairs=(HOSTILE,), variants=hit.variants | {"trt-fp16": half})
     evidence = replace(evidence, components={**evidence.components, "head": hit}, versions={HOSTILE: HOSTILE})
     parsed = Page(page(evidence))
     assert not parsed.open
     assert not {"script", "img"} & set(parsed.tags)
     assert parsed.text.count(HOSTILE) >= 10
     assert "49" not in parsed.text.split(HOSTILE)[0]
+
+
+def test_what_was_repaired_is_said() -> None:
+    """Of a component that came as ONNX; others have no such line."""
+    evidence = whole()
+    component = replace(evidence.components["head"], repairs=("'x' was declared [10], and is ['batch']", "NHWC"))
+    repaired = Page(page(replace(evidence, components={**evidence.components, "head": component})))
+    assert "Repaired on the way in: 'x' was declared [10], and is ['batch']; NHWC." in repaired.text
+    assert "Repaired" not in Page(page(evidence)).text
 
 
 def test_control_characters_do_not_break_a_plot() -> None:

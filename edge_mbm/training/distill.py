@@ -34,7 +34,7 @@ class DistillOptions:
     """
 
     steps: int = 150
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-4
     observe: int = 4
     percentile: float = 99.999
     seed: int = 0

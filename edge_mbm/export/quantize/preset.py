@@ -37,7 +37,7 @@ class Preset:
         key: its name in reports and in the manifest.
         activations: "static" ranges from calibration, or "dynamic" ones computed in the graph at every call.
         method: how a histogram becomes a range (static only).
-        equalize: channels that share a scale are made equally loud (after Nagel et al. 2019, arXiv:1906.04721).
+        equalize: channels that share a scale come nearer in loudness (after Nagel et al. 2019, arXiv:1906.04721).
         smooth: SmoothQuant's alpha (Xiao et al. 2022, arXiv:2211.10438); None leaves it out.
         correct_bias: move each bias by the mean error that quantization left there (Nagel et al. 2019).
         fit_rounding: round weights so that the errors of a layer cancel each other on real data (Frantar et al. 2023,

@@ -60,9 +60,11 @@ __all__ = [
     "Task",
     "TensorSpec",
     "TextModality",
+    "Timing",
     "TokenSteps",
     "Tokens",
     "UnchangedGate",
+    "Utterances",
     "Variant",
     "VideoModality",
     "Window",
@@ -295,6 +297,26 @@ Gate: TypeAlias = UnchangedGate | SilenceGate
 """What lets an encoder skip work. Skipped items are counted in the results."""
 
 
+class Utterances(Record, frozen=True, kw_only=True):
+    """Cuts a stream of sound where speech begins and ends, told by another encoder of the same sound.
+
+    The encoder's window is then the longest utterance, with silence after a shorter one; its hop is the step from one
+    look at an unfinished utterance to the next. An utterance that fills the window ends there.
+    """
+
+    source: str
+    """An encoder's output of one number, the probability of speech in its window: "voice.speech"."""
+    threshold: Annotated[float, Meta(gt=0, lt=1)] = 0.5
+    """Speech begins at this probability, and ends where it stays below it, less a tenth, for ``silence_ns``."""
+    silence_ns: Nanoseconds = 500_000_000
+    speech_ns: Nanoseconds = 100_000_000
+    """Shorter ones are no speech: a click, a cough."""
+    padding_ns: Nanoseconds = 200_000_000
+    """Of sound before the first moment of speech, which a detector hears late."""
+    partials: bool = True
+    """Whether an unfinished utterance is looked at."""
+
+
 class Present(Record, frozen=True, kw_only=True):
     """The mask input of a head: float32[batch, len(order)], 1 where that modality is there, else 0."""
 
@@ -390,6 +412,8 @@ class Encoder(_Component, frozen=True, kw_only=True, tag="encoder", tag_field="k
     """For streams (audio, video): without it each item is encoded by itself."""
     gate: Gate | None = None
     """What lets it skip items; None runs it on every one."""
+    utterances: Utterances | None = None
+    """For sound: it gets what was said from its beginning to its end, in place of sliding windows."""
 
 
 class Head(_Component, frozen=True, kw_only=True, tag="head", tag_field="kind"):
@@ -423,14 +447,47 @@ class Detector(_Component, frozen=True, kw_only=True, tag="detector", tag_field=
 
 
 class Decoder(_Component, frozen=True, kw_only=True, tag="decoder", tag_field="kind"):
-    """Embedding to text, token by token or by CTC."""
+    """Embedding to text, token by token or by CTC.
+
+    An autoregressive one has a graph that computes one step: it takes the last token and its place, int64[batch, 1]
+    each, besides what its ``inputs`` say, carries its cache in ``states``, and gives the next token's scores,
+    float32[batch, tokens]. Those who read its output get the text.
+    """
 
     algorithm: Literal["autoregressive", "ctc"]
     tokenizer: Name
     max_tokens: PositiveInt
+    """Of one text, those it begins with among them: what its cache holds."""
+    token: Name = "token"  # noqa: S105 - not a password
+    position: Name = "position"
+    """The graph's inputs for the last token and its place, counted from 0."""
+    start: Annotated[tuple[Count, ...], Meta(max_length=64)] = ()
+    """Tokens that every text begins with; they are not part of it."""
+    end: Count = 0
+    """The token that ends a text."""
+    suppress: tuple[Count, ...] = ()
+    """Tokens that never come."""
+    suppress_first: tuple[Count, ...] = ()
+    """Tokens that do not come first, such as the end."""
+
+    def graph_inputs(self) -> dict[str, TensorSpec]:
+        """The token and its place, where it goes token by token; then as for every component."""
+        if self.algorithm == "ctc":
+            return _Component.graph_inputs(self)
+        step = TensorSpec(dtype="int64", shape=("batch", 1), layout="NT")
+        return {self.token: step, self.position: step} | _Component.graph_inputs(self)
 
 
 Component: TypeAlias = Encoder | Head | Detector | Decoder
+
+
+class Timing(Record, frozen=True, kw_only=True):
+    """When a component that gives results does so: a head's own words, and for others, with each item they read."""
+
+    pivot: Name
+    deadline_ns: Nanoseconds = 0
+    tolerance_ns: dict[Name, Nanoseconds] = {}
+    present: Present | None = None
 
 
 # --- the rest of the bundle ------------------------------------------------------------------------------------------
@@ -490,7 +547,7 @@ class Manifest(Record, frozen=True, kw_only=True, omit_defaults=False):
     modalities: dict[Name, Modality]
     components: Annotated[dict[Name, Component], Meta(max_length=1024)]
     default_heads: tuple[Name, ...] = ()
-    """Heads that a session runs unless told otherwise; empty means all."""
+    """Of ``results``: what a session runs unless told otherwise; empty means all that nothing else reads."""
     assets: dict[Name, Asset] = {}
     golden: tuple[GoldenSample, ...] = ()
     files: dict[Path, FileEntry]
@@ -499,6 +556,29 @@ class Manifest(Record, frozen=True, kw_only=True, omit_defaults=False):
     def heads(self) -> dict[str, Head]:
         """The heads, in the manifest's order."""
         return {name: c for name, c in self.components.items() if isinstance(c, Head)}
+
+    def results(self) -> dict[str, Timing]:
+        """The components that can give results, heads, detectors and decoders, in the manifest's order, and when."""
+        return {name: self._timing(name, c) for name, c in self.components.items() if not isinstance(c, Encoder)}
+
+    def default_results(self) -> tuple[str, ...]:
+        """What a session runs unless told otherwise."""
+        read = {value.source.partition(".")[0] for c in self.components.values() for value in c.inputs.values()}
+        return self.default_heads or tuple(name for name in self.results() if name not in read)
+
+    def _timing(self, name: str, component: Component) -> Timing:
+        if not isinstance(component, Head):
+            return Timing(pivot=self.modalities_of(name)[0])
+        return Timing(
+            pivot=component.pivot,
+            deadline_ns=component.deadline_ns,
+            tolerance_ns=component.tolerance_ns,
+            present=component.present,
+        )
+
+    def upstream_of(self, component: str) -> set[str]:
+        """What must run before a component: those that it reads, and the one that tells it where speech is."""
+        return _upstream(self.components[component])
 
     def order(self) -> tuple[str, ...]:
         """Component names such that each comes after those it takes input from; ties keep the manifest's order.
@@ -535,7 +615,8 @@ class Manifest(Record, frozen=True, kw_only=True, omit_defaults=False):
 
         All that it depends on, but for its pivot and those whose age its ``tolerance_ns`` limits.
         """
-        timed = {self.heads()[head].pivot, *self.heads()[head].tolerance_ns}
+        timing = self.results()[head]
+        timed = {timing.pivot, *timing.tolerance_ns}
         return tuple(
             name
             for name in self.modalities_of(head)
@@ -615,7 +696,11 @@ _MANIFEST = msgspec.json.Decoder(Manifest)
 
 
 def _upstream(component: Component) -> set[str]:
-    return {value.source.partition(".")[0] for value in component.inputs.values() if "." in value.source}
+    """What must have run before it: what it reads, and what tells it where speech is."""
+    sources = [value.source for value in component.inputs.values()]
+    if isinstance(component, Encoder) and component.utterances is not None:
+        sources.append(component.utterances.source)
+    return {source.partition(".")[0] for source in sources if "." in source}
 
 
 def _problems(manifest: Manifest) -> Iterator[str]:
@@ -631,10 +716,10 @@ def _problems(manifest: Manifest) -> Iterator[str]:
             yield from _source_problems(manifest, value, f"components.{name}.inputs.{key}")
     for name, component in manifest.components.items():
         yield from _component_problems(manifest, name, component)
-    heads = manifest.heads()
-    for head in manifest.default_heads:
-        if head not in heads:
-            yield f"default_heads names '{head}', which is not a head; heads are {sorted(heads)}"
+    for name in manifest.default_heads:
+        if name not in manifest.components or isinstance(manifest.components[name], Encoder):
+            known = [key for key, component in manifest.components.items() if not isinstance(component, Encoder)]
+            yield f"default_heads names '{name}', which gives no results; those that do are {sorted(known)}"
     for name, asset in manifest.assets.items():
         yield from _file_problems(manifest, asset.path, f"assets.{name}.path")
     for sample in manifest.golden:
@@ -684,7 +769,7 @@ def _component_problems(manifest: Manifest, name: str, component: Component) -> 
     elif isinstance(component, Encoder):
         yield from _window_problems(manifest, component, where)
     elif isinstance(component, Decoder):
-        yield from _asset_problems(manifest, component.tokenizer, f"{where}.tokenizer")
+        yield from _decoder_problems(manifest, component, where)
 
 
 def _source_problems(manifest: Manifest, value: Input, where: str) -> Iterator[str]:
@@ -699,6 +784,9 @@ def _source_problems(manifest: Manifest, value: Input, where: str) -> Iterator[s
     produced = manifest.components[upstream].outputs
     if output not in produced:
         yield f"{where}.source is '{value.source}', but '{upstream}' gives {sorted(produced)}"
+    elif isinstance(manifest.components[upstream], Decoder):
+        if not isinstance(value.preprocess, TokenSteps):
+            yield f"{where}.preprocess is {type(value.preprocess).__name__}, but '{value.source}' is text: TokenSteps"
     elif not _compatible(produced[output].tensor, value.tensor):
         yield (
             f"{where} is {_show(value.tensor)}, but '{value.source}' gives {_show(produced[output].tensor)}: "
@@ -714,12 +802,16 @@ def _joining_problems(manifest: Manifest, component: Component, where: str) -> I
                 f"{where}.inputs.{key}.source is '{value.source}', a head's output: results come out of heads, and "
                 "nothing comes after. Let this component read what that head reads"
             )
-    sources = {value.source for value in component.inputs.values()}
-    if isinstance(component, Encoder) and len(sources) > 1:
+    sources = {value.source.partition(".")[0] for value in component.inputs.values()}
+    if not isinstance(component, Head) and len(sources) > 1:
         yield (
-            f"{where} reads {sorted(sources)}: an encoder has any number of inputs, but of one source, such as the ids "
-            "and the mask of one text. Make it a head, which joins several, or an encoder for each"
+            f"{where} reads {sorted(sources)}: {_ARTICLE[type(component)]} has any number of inputs, but of one "
+            "modality or one component, such as the ids and the mask of one text. Make it a head, which joins several, "
+            "or one for each"
         )
+
+
+_ARTICLE: dict[type, str] = {Encoder: "an encoder", Detector: "a detector", Decoder: "a decoder"}
 
 
 _STEPS_FOR: dict[type, tuple[type, ...]] = {
@@ -772,6 +864,23 @@ def _shape_problems(tensor: TensorSpec, where: str) -> Iterator[str]:
         yield f"{where}.shape {list(tensor.shape)} has more than 2^31 elements"
 
 
+def _decoder_problems(manifest: Manifest, decoder: Decoder, where: str) -> Iterator[str]:
+    yield from _asset_problems(manifest, decoder.tokenizer, f"{where}.tokenizer")
+    outputs = [output.tensor.resolve() for output in decoder.outputs.values()]
+    if len(outputs) != 1:
+        yield f"{where} has the outputs {sorted(decoder.outputs)}: a decoder gives one, the scores of its tokens"
+    if any("." not in value.source for value in decoder.inputs.values()):
+        yield f"{where} reads a modality directly: a decoder takes what an encoder gives"
+    if decoder.algorithm == "autoregressive" and len(decoder.start) >= decoder.max_tokens:
+        yield f"{where} begins with {len(decoder.start)} tokens and may have {decoder.max_tokens}: no room for a text"
+    if decoder.algorithm == "autoregressive" and not decoder.start:
+        yield f"{where}.start is empty: the first step needs a token to begin with"
+    named = {*decoder.start, decoder.end, *decoder.suppress, *decoder.suppress_first}
+    for shape in outputs:
+        if decoder.algorithm == "autoregressive" and (len(shape) != 2 or max(named) >= shape[1]):
+            yield f"{where} gives {list(shape)}, but names token {max(named)}: scores are [batch, tokens]"
+
+
 def _task_problems(manifest: Manifest, task: Task, where: str) -> Iterator[str]:
     if isinstance(task, Classification):
         yield from _asset_problems(manifest, task.labels, f"{where}.labels")
@@ -789,6 +898,8 @@ def _tensor_name_problems(component: Component, where: str) -> Iterator[str]:
     names += [tensor for state in component.states for tensor in (state.input, state.output)]
     if isinstance(component, Head) and component.present:
         names.append(component.present.input)
+    if isinstance(component, Decoder) and component.algorithm == "autoregressive":
+        names += [component.token, component.position]
     for name in sorted(name for name, count in Counter(names).items() if count > 1):
         yield f"{where} uses the tensor name '{name}' twice: inputs, outputs and states need names of their own"
 
@@ -818,6 +929,8 @@ def _window_problems(manifest: Manifest, component: Encoder, where: str) -> Iter
         modality = manifest.modalities.get(value.source)
         if component.gate is not None and not isinstance(modality, fitting[type(component.gate)]):
             yield f"{where}.gate is {type(component.gate).__name__}, which does not watch '{value.source}'"
+    if component.utterances is not None:
+        yield from _utterance_problems(manifest, component, component.utterances, where)
     for value in streams:
         modality, steps = manifest.modalities[value.source], value.preprocess
         if component.window and isinstance(modality, AudioModality):
@@ -827,6 +940,21 @@ def _window_problems(manifest: Manifest, component: Encoder, where: str) -> Iter
                 yield f"{where} expects {steps.sample_rate} Hz, but '{value.source}' has {modality.sample_rate} Hz"
             if component.window and component.window.length < steps.window_length:
                 yield f"{where}.window.length is shorter than one log-mel window of {steps.window_length} samples"
+
+
+def _utterance_problems(manifest: Manifest, encoder: Encoder, cut: Utterances, where: str) -> Iterator[str]:
+    sound = {v.source for v in encoder.inputs.values()}
+    if not all(isinstance(manifest.modalities.get(source), AudioModality) for source in sound):
+        yield f"{where}.utterances cuts sound, but it reads {sorted(sound)}"
+        return
+    name, _, output = cut.source.partition(".")
+    teller = manifest.components.get(name)
+    if not isinstance(teller, Encoder) or output not in teller.outputs:
+        yield f"{where}.utterances.source is '{cut.source}', which no encoder gives"
+    elif {v.source for v in teller.inputs.values()} != sound or teller.window is None or teller.utterances is not None:
+        yield f"{where}.utterances.source is '{cut.source}', which does not listen to {sorted(sound)} all the time"
+    elif math.prod(teller.outputs[output].tensor.resolve()) != 1:
+        yield f"{where}.utterances.source is '{cut.source}', of more than one number: it is a probability of speech"
 
 
 def _span_problems(window: Window, value: Input, where: str) -> Iterator[str]:

@@ -385,7 +385,7 @@ BROKEN = {
     ),
     "windowed encoder of two sources": (
         put(f"{AUDIO}/inputs/motion", {"source": "motion_encoder.vector", "tensor": tensor("batch", 8)}),
-        r"audio_encoder reads \['audio', 'motion_encoder.vector'\]",
+        r"audio_encoder reads \['audio', 'motion_encoder'\]",
     ),
     "encoder of a head": (
         put("components/scene_encoder/inputs/image", {"source": "who.distance", "tensor": tensor("batch", 1)}),
@@ -425,7 +425,8 @@ BROKEN = {
     "no deadline": (drop(f"{WHO}/deadline_ns"), "deadline_ns"),
     "present of others": (put(f"{WHO}/present/order", ["image", "audio"]), "who.present.order"),
     "present twice": (put(f"{WHO}/present/order", ["image", "image", "audio", "text", "imu"]), "who.present.order"),
-    "default head unknown": (put("default_heads", ["faces"]), "default_heads names 'faces'"),
+    "default head unknown": (put("default_heads", ["nobody"]), "default_heads names 'nobody'"),
+    "default head of an encoder": (put("default_heads", ["face_encoder"]), "default_heads names 'face_encoder'"),
     "golden for a stranger": (put("golden/0/inputs/smell", "0.npy"), "golden 'one'.*'smell'"),
     "golden file not listed": (put("golden/0/inputs/image", "gone.npy"), "golden 'one'.*gone.npy"),
     "golden of nothing": (put("golden/0/outputs/who.soul", "0.npy"), "golden 'one'.*who.soul"),

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 
 from edge_mbm.bundle import BundleFiles
 from edge_mbm.cli.terminal import clean
-from edge_mbm.runtime.result import ClassificationOutput, RegressionOutput, Result, TaskOutput
+from edge_mbm.runtime.result import ClassificationOutput, RegressionOutput, Result, TaskOutput, TextOutput
 from edge_mbm.runtime.summary import compute_time
-from edge_mbm.spec import Classification, Head
+from edge_mbm.spec import Classification, Component
 
 __all__ = ["ResultLine"]
 
@@ -28,7 +28,8 @@ class ResultLine:
     """
 
     def __init__(self, bundle: BundleFiles, heads: Iterable[str], *, origin: int, realtime: bool) -> None:
-        running = [(name, head) for name, head in bundle.manifest.heads().items() if name in set(heads)]
+        results, chosen = bundle.manifest.results(), set(heads)
+        running = [(name, bundle.manifest.components[name]) for name in results if name in chosen]
         self._head = max(4, *(len(name) for name, _ in running))
         self._answer = min(_WIDEST, max(6, *(_width(bundle, head) for _, head in running)))
         self._origin = origin
@@ -66,6 +67,8 @@ def _answers(result: Result) -> Iterator[str]:
 def _answer(output: TaskOutput) -> str:
     if isinstance(output, ClassificationOutput):
         return f"{clean(output.label)} {output.score:.3f}"
+    if isinstance(output, TextOutput):
+        return clean(output.text)
     if isinstance(output, RegressionOutput):
         return f"{_values(output.values.reshape(-1).tolist())} {clean(output.unit or '')}".rstrip()
     return f"{_values(output.vector.tolist())} ({len(output.vector)} values)"
@@ -75,7 +78,7 @@ def _values(values: list[float]) -> str:
     return " ".join(f"{value:.3g}" for value in values[:_SHOWN]) + (" ..." if len(values) > _SHOWN else "")
 
 
-def _width(bundle: BundleFiles, head: Head) -> int:
+def _width(bundle: BundleFiles, head: Component) -> int:
     """Of the widest answer of a head with one classification; others are about as wide as four numbers."""
     [task, *more] = [output.task for output in head.outputs.values()]
     if more or not isinstance(task, Classification):

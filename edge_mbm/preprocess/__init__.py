@@ -1,11 +1,12 @@
 """Host-side steps, one implementation for training, calibration and the device."""
 
-from edge_mbm.preprocess.audio import LogMel, as_array, as_waveform, mel_filterbank
+from edge_mbm.preprocess.audio import LogMel, as_array, as_utterance, as_waveform, mel_filterbank
 from edge_mbm.preprocess.image import ImagePreprocessor, as_frame
 from edge_mbm.preprocess.steps import Preprocessor, build_preprocessor
-from edge_mbm.preprocess.text import TextPreprocessor, as_text
+from edge_mbm.preprocess.text import Detokenizer, TextPreprocessor, as_text
 
 __all__ = [
+    "Detokenizer",
     "ImagePreprocessor",
     "LogMel",
     "Preprocessor",
@@ -13,6 +14,7 @@ __all__ = [
     "as_array",
     "as_frame",
     "as_text",
+    "as_utterance",
     "as_waveform",
     "build_preprocessor",
     "mel_filterbank",

@@ -12,7 +12,7 @@ from edge_mbm.errors import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["LogMel", "as_array", "as_waveform", "mel_filterbank"]
+__all__ = ["LogMel", "as_array", "as_utterance", "as_waveform", "mel_filterbank"]
 
 
 class LogMel:
@@ -109,6 +109,17 @@ def as_waveform(data: object) -> NDArray[np.float32]:
     if not np.isfinite(waveform).all():
         raise InputError("the audio has NaN or infinite samples: repair them (zeros are silence) before pushing them")
     return waveform
+
+
+def as_utterance(samples: NDArray[np.float32], length: int) -> NDArray[np.float32]:
+    """What was said, with silence after it: float32[length].
+
+    Raises:
+        InputError: it is longer.
+    """
+    if len(samples) > length:
+        raise InputError(f"an utterance of {len(samples)} samples: at most {length} are taken, cut it")
+    return np.pad(samples, (0, length - len(samples)))
 
 
 def as_array(data: object) -> NDArray[Any]:

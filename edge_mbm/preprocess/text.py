@@ -5,20 +5,20 @@ from __future__ import annotations
 import codecs
 import hashlib
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakValueDictionary
 
 import numpy as np
 
-from edge_mbm.errors import EdgeMbmError, InputError, ManifestError, MissingDependencyError
+from edge_mbm.errors import EdgeMbmError, EngineError, InputError, ManifestError, MissingDependencyError
 from edge_mbm.spec import TokenSteps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["MAX_CHARACTERS", "MAX_TOKENIZER_BYTES", "TextPreprocessor", "as_text", "is_tokenizer_json"]
+__all__ = ["MAX_CHARACTERS", "MAX_TOKENIZER_BYTES", "Detokenizer", "TextPreprocessor", "as_text", "is_tokenizer_json"]
 
 MAX_CHARACTERS = 10_000
 """Of one text: a prompt or an utterance. What is longer is refused, so that a document cannot hold a stream up."""
@@ -79,6 +79,29 @@ class TextPreprocessor:
         return result
 
 
+class Detokenizer:
+    """Token ids back to text, by the same files as ``TextPreprocessor``.
+
+    Args:
+        asset: bytes of the tokenizer's file.
+
+    Raises:
+        ManifestError: it is neither.
+        MissingDependencyError: a ``tokenizer.json``, and the tokenizers library is not installed.
+    """
+
+    def __init__(self, asset: bytes) -> None:
+        self._tokenizer = _load(asset, None, "the decoder's tokenizer")
+
+    def __call__(self, tokens: Sequence[int]) -> str:
+        """The text of token ids; special tokens have none."""
+        return self._tokenizer.decode(tokens)
+
+    def partial(self, tokens: Sequence[int]) -> str:
+        """The same for a text that is not over: without a last letter of which only a part has come."""
+        return self(tokens).rstrip("\N{REPLACEMENT CHARACTER}")
+
+
 def as_text(data: object) -> str:
     """Check a text.
 
@@ -105,16 +128,19 @@ def is_tokenizer_json(asset: bytes) -> bool:
 
 
 class _Tokenizer(Protocol):
-    """Text to int64[max_length] of "ids", "mask" and "segments"; one serves any number of threads."""
+    """Text to int64[max_length] of "ids", "mask" and "segments", and back; one serves any number of threads."""
 
     def encode(self, text: str) -> Mapping[str, NDArray[np.int64]]: ...
 
+    def decode(self, tokens: Sequence[int]) -> str: ...
 
-_LOADED: WeakValueDictionary[tuple[bytes, int], _Tokenizer] = WeakValueDictionary()
+
+_LOADED: WeakValueDictionary[tuple[bytes, int | None], _Tokenizer] = WeakValueDictionary()
 """While they are used: ids, mask and segments of one encoder, and several sessions, share one."""
 
 
-def _load(asset: bytes, max_length: int, where: str) -> _Tokenizer:
+def _load(asset: bytes, max_length: int | None, where: str) -> _Tokenizer:
+    """Without a ``max_length`` it only decodes."""
     if len(asset) > MAX_TOKENIZER_BYTES:
         raise ManifestError(f"{where} has {len(asset)} bytes; at most {MAX_TOKENIZER_BYTES} are read")
     key = (hashlib.sha256(asset).digest(), max_length)
@@ -128,12 +154,13 @@ def _load(asset: bytes, max_length: int, where: str) -> _Tokenizer:
 class _Vocabulary:
     """Words by their line."""
 
-    def __init__(self, asset: bytes, max_length: int, where: str) -> None:
+    def __init__(self, asset: bytes, max_length: int | None, where: str) -> None:
         lines = [line.removesuffix(b"\r") for line in asset.removeprefix(codecs.BOM_UTF8).split(b"\n")]
         words = lines if lines[-1] else lines[:-1]
         words = words[2:] if words[:2] == _SPECIAL else words
         self._index = {word: index for index, word in enumerate(words, start=_UNKNOWN + 1)}
-        self._max_length = max_length
+        self._words = ["", "[UNK]", *(word.decode(errors="replace") for word in words)]
+        self._max_length = max_length or 0
         _check_words(words, self._index, where)
 
     def encode(self, text: str) -> Mapping[str, NDArray[np.int64]]:
@@ -141,6 +168,9 @@ class _Vocabulary:
         ids = np.zeros(self._max_length, np.int64)
         ids[: len(found)] = found
         return {"ids": ids, "mask": (ids != 0).astype(np.int64), "segments": np.zeros_like(ids)}
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return " ".join(self._words[token] for token in tokens if 0 < token < len(self._words))
 
 
 def _words(text: bytes) -> list[bytes]:
@@ -165,17 +195,20 @@ def _check_words(words: list[bytes], index: Mapping[bytes, int], where: str) -> 
 class _HuggingFace:
     """A ``tokenizer.json``, set to pad and cut to one length."""
 
-    def __init__(self, asset: bytes, max_length: int, where: str) -> None:
+    def __init__(self, asset: bytes, max_length: int | None, where: str) -> None:
         try:
             from tokenizers import Tokenizer  # noqa: PLC0415 - optional: a plain vocabulary does without
         except ImportError:
             remedy = "pip install 'edge-mbm[text]'"
             raise MissingDependencyError("tokenizers", "reading a tokenizer.json", remedy) from None
         self._where = where
-        self._max_length = max_length
+        self._max_length = max_length or 0
         self._last: tuple[str, Mapping[str, NDArray[np.int64]]] | None = None
         with _explained(ManifestError, f"{where} is not a tokenizer.json that this tokenizers library reads"):
             self._tokenizer: Any = Tokenizer.from_buffer(asset)
+        if max_length is None:
+            return
+        with _explained(ManifestError, f"{where} cannot be set to a length"):
             _fit_length(self._tokenizer, max_length, where)
         if len(self._encoded("").ids) != max_length:
             raise ManifestError(f"{where} adds more special tokens than its max_length of {max_length} has room for")
@@ -192,6 +225,10 @@ class _HuggingFace:
         tokens = {key: np.array(value, np.int64) for key, value in numbers.items()}
         self._last = (text, tokens)
         return tokens
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        with _explained(EngineError, f"{self._where} failed on tokens"):
+            return str(self._tokenizer.decode(list(tokens)))
 
     def _encoded(self, text: str) -> Any:
         with _explained(InputError, f"{self._where} failed on a text"):

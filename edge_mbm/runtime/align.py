@@ -7,9 +7,10 @@ from collections.abc import Collection, Iterator, Mapping
 from time import perf_counter_ns
 from typing import NamedTuple
 
-from edge_mbm.runtime.component import Encoded, EncoderNode
+from edge_mbm.runtime.component import Encoded, Node
 from edge_mbm.runtime.feed import Feed
-from edge_mbm.spec import Head
+from edge_mbm.runtime.result import Segment
+from edge_mbm.spec import Timing
 
 __all__ = ["Aligner", "Match"]
 
@@ -25,6 +26,11 @@ class Match(NamedTuple):
     wait: int
     dropped: int
 
+    @property
+    def segment(self) -> Segment | None:
+        """The stretch of sound that it is about, where there is one."""
+        return next((encoded.segment for encoded in self.inputs.values() if encoded and encoded.segment), None)
+
 
 class _Pivot(NamedTuple):
     t: int
@@ -35,8 +41,8 @@ class Aligner:
     """Holds a head's pivots until the other modalities have passed them, or its deadline has.
 
     Args:
-        head: with pivot, tolerances and deadline.
-        nodes: per head input, the encoder that feeds it.
+        timing: pivot, tolerances and deadline of what gives results.
+        nodes: per head input, what feeds it.
         modalities: per head input, the one modality it depends on.
         feeds: per head input, what the first encoder on its way reads.
         max_pending: pivots to hold; when more wait, the oldest is dropped and counted.
@@ -45,21 +51,21 @@ class Aligner:
 
     def __init__(
         self,
-        head: Head,
-        nodes: Mapping[str, EncoderNode],
+        timing: Timing,
+        nodes: Mapping[str, Node],
         modalities: Mapping[str, str],
         feeds: Mapping[str, Feed],
         max_pending: int,
         *,
         latched: Collection[str] = (),
     ) -> None:
-        self._head = head
+        self._timing = timing
         self._nodes = nodes
         self._modalities = modalities
         self.feeds = tuple(feeds.values())
         self._max_pending = max_pending
         self._latched = frozenset(latched)
-        pivot = next(key for key, modality in modalities.items() if modality == head.pivot)
+        pivot = next(key for key, modality in modalities.items() if modality == timing.pivot)
         self.pivot_node, self.pivot_feed = nodes[pivot], feeds[pivot]
         self._others = [(modalities[key], feed) for key, feed in feeds.items() if feed is not self.pivot_feed]
         self.overflowed = self.overtaken = self.skipped = self.failed = 0
@@ -90,7 +96,7 @@ class Aligner:
             pivot = self._pending.popleft()
             inputs = {key: self._current(key, pivot.t) for key in self._nodes}
             missing = tuple(dict.fromkeys(self._modalities[key] for key, value in inputs.items() if value is None))
-            if missing and self._head.present is None:
+            if missing and self._timing.present is None:
                 self.skipped += 1
                 continue
             # A prompt of an hour ago is not an hour out of step.
@@ -110,7 +116,9 @@ class Aligner:
         self._is_overtaken = False
 
     def keep_newest(self, now: int) -> None:
-        """If a newer pivot has come since ``mark``: of the settled ones, drop all but the newest."""
+        """If a newer pivot has come since ``mark``: of the settled ones, drop all but the newest; but no utterance."""
+        if self.pivot_feed.is_lossless:
+            return
         if not self._is_overtaken and not self.pivot_feed.has_work:
             return
         while len(self._pending) > 1 and self._is_settled(self._pending[1].t, now):
@@ -124,13 +132,12 @@ class Aligner:
 
     def is_over(self) -> bool:
         """Whether no pivot waits, and none can come."""
-        feed = self.pivot_feed
-        return not self._pending and feed.stream.ended and not feed.has_work and not feed.is_busy
+        return not self._pending and self.pivot_feed.is_over
 
     @property
     def deadline(self) -> int | None:
         """When the oldest waiting pivot settles even if nothing more comes, ns."""
-        return self._pending[0].t + self._head.deadline_ns if self._pending else None
+        return self._pending[0].t + self._timing.deadline_ns if self._pending else None
 
     @property
     def horizon(self) -> int | None:
@@ -150,14 +157,14 @@ class Aligner:
         return feed.caught_up(t) if modality in self._latched else feed.passed(t)
 
     def _is_settled(self, t: int, now: int) -> bool:
-        return now >= t + self._head.deadline_ns or not self.lacking(t)
+        return now >= t + self._timing.deadline_ns or not self.lacking(t)
 
     def _current(self, key: str, t: int) -> Encoded | None:
         encoded = self._nodes[key].at(t)
         modality = self._modalities[key]
         if encoded is None or modality in self._latched:
             return encoded
-        return encoded if t - encoded.t <= self._head.tolerance_ns.get(modality, 0) else None
+        return encoded if t - encoded.t <= self._timing.tolerance_ns.get(modality, 0) else None
 
     def _dropped_total(self) -> int:
         unencoded = self.pivot_feed.dropped + self.pivot_node.failed

@@ -330,9 +330,10 @@ def replay_both(
 def _by_common_heads(a: Manifest, b: Manifest) -> tuple[dict[tuple[str, ...], list[GoldenSample]], list[str]]:
     """The samples of a by the heads that both can run on them, and what is left out, with the reason."""
     groups: dict[tuple[str, ...], list[GoldenSample]] = {}
-    left_out = [f"head '{name}': only in {'A' if name in a.heads() else 'B'}" for name in a.heads().keys() ^ b.heads()]
+    only = a.results().keys() ^ b.results()
+    left_out = [f"head '{name}': only in {'A' if name in a.results() else 'B'}" for name in only]
     for sample in a.golden:
-        heads = tuple(n for n in a.heads() if n in b.heads() and all(_can_do(m, n, sample) for m in (a, b)))
+        heads = tuple(n for n in a.results() if n in b.results() and all(_can_do(m, n, sample) for m in (a, b)))
         if heads:
             groups.setdefault(heads, []).append(sample)
         else:
@@ -342,7 +343,7 @@ def _by_common_heads(a: Manifest, b: Manifest) -> tuple[dict[tuple[str, ...], li
 
 def _can_do(manifest: Manifest, head: str, sample: GoldenSample) -> bool:
     given = [modality in sample.inputs for modality in manifest.modalities_of(head)]
-    return any(given) if manifest.heads()[head].present else all(given)
+    return any(given) if manifest.results()[head].present else all(given)
 
 
 def _inputs(bundle: Bundle, sample: GoldenSample) -> dict[str, object]:

@@ -14,12 +14,13 @@ from edge_mbm.errors import EngineError
 from edge_mbm.preprocess import build_preprocessor
 from edge_mbm.runtime.engine import Engine
 from edge_mbm.runtime.gate import make_gate
-from edge_mbm.spec import Encoder, Head
+from edge_mbm.runtime.result import Segment, TextOutput
+from edge_mbm.spec import Component, Encoder, TokenSteps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["ComponentRunner", "Encoded", "EncoderNode"]
+__all__ = ["ComponentRunner", "Encoded", "Node"]
 
 _HISTORY = 1024
 """Outputs an encoder remembers at most, whatever the other modalities do (a stalled camera must not fill memory)."""
@@ -30,22 +31,22 @@ class ComponentRunner:
 
     Args:
         name: the component's.
-        component: encoder or head.
+        component: of any kind but a decoder: see ``DecoderRunner``.
         engine: loaded with one of its variants.
         assets: name -> bytes of the files that its preprocessing needs.
     """
 
     def __init__(
-        self, name: str, component: Encoder | Head, engine: Engine, assets: Mapping[str, bytes] | None = None
+        self, name: str, component: Component, engine: Engine, assets: Mapping[str, bytes] | None = None
     ) -> None:
         self.name = name
         self.component = component
         self.engine = engine
-        self._sources = {value.source for value in component.inputs.values()}
+        self._sources = frozenset(value.source for value in component.inputs.values())
         self._prepare = {
             key: build_preprocessor(value.preprocess, value.tensor, assets)
             for key, value in component.inputs.items()
-            if "." not in value.source
+            if "." not in value.source or isinstance(value.preprocess, TokenSteps)
         }
         self._preprocess_stage, self._infer_stage = f"preprocess.{name}", f"infer.{name}"
         self.reset()
@@ -61,7 +62,7 @@ class ComponentRunner:
         given = {}
         for key, value in self.component.inputs.items():
             if key in self._prepare:
-                self._prepare[key](sources[value.source], out=self.engine.inputs[key])
+                self._prepare[key](_plain(sources[value.source]), out=self.engine.inputs[key])
             else:
                 given[key] = sources[value.source]
         prepared = perf_counter_ns()
@@ -73,9 +74,15 @@ class ComponentRunner:
         stages[self._infer_stage] = perf_counter_ns() - prepared
         return outputs
 
-    def reads(self, source: str) -> bool:
-        """Whether one of its inputs comes from ``source``."""
-        return source in self._sources
+    def compute(self, sources: Mapping[str, Any], stages: dict[str, int]) -> dict[str, Any]:
+        """As ``run``: what those get who read it, to keep."""
+        outputs = self.run(sources, stages)
+        return {key: outputs[key].copy() for key in self.component.outputs}
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """What it reads: a modality, or outputs of other components."""
+        return self._sources
 
     def reset(self) -> None:
         """Start carried states from zeros."""
@@ -94,18 +101,25 @@ class ComponentRunner:
                 np.copyto(self.engine.inputs[key], value)
 
 
+def _plain(item: Any) -> Any:
+    """What preprocessing takes: of a decoder's output, the text."""
+    return item.text if isinstance(item, TextOutput) else item
+
+
 class Encoded(NamedTuple):
-    """An encoder's outputs for one moment."""
+    """A component's outputs for one moment: arrays, or a decoder's text."""
 
     t: int
-    outputs: Mapping[str, NDArray[Any]]
+    outputs: Mapping[str, Any]
     stages: Mapping[str, int]
     gated: bool = False
     """The item was skipped: these are the previous one's outputs."""
+    segment: Segment | None = None
+    """The utterance that they are of."""
 
 
-class EncoderNode:
-    """An encoder and its recent outputs, so that a head can take the one that was current at its pivot's time."""
+class Node:
+    """A component before the heads, and its recent outputs: a head takes what was current at its pivot's time."""
 
     def __init__(self, runner: ComponentRunner) -> None:
         self.runner = runner
@@ -118,23 +132,24 @@ class EncoderNode:
         self._gate = make_gate(component.gate if isinstance(component, Encoder) else None)
         self._recent: deque[Encoded] = deque(maxlen=_HISTORY)
 
-    def encode(self, sources: Mapping[str, Any], t: int, stages: dict[str, int]) -> Encoded:
+    def encode(
+        self, sources: Mapping[str, Any], t: int, stages: dict[str, int], segment: Segment | None = None
+    ) -> Encoded:
         """Run once, or let the previous outputs stand where the gate allows it.
 
         Raises:
             EngineError: the engine failed, or an output is not finite; a carried state starts anew.
         """
-        [item] = sources.values()
+        item = next(iter(sources.values()))  # what a gate watches is the only one
         if self._gate is not None and self._recent and self._gate.may_skip(item, t):
             self.gated += 1
             return Encoded(t, self._recent[-1].outputs, stages, gated=True)
         started = perf_counter_ns()
         self.runs += 1
-        outputs = self.runner.run(sources, stages)
+        outputs = self.runner.compute(sources, stages)
         self.last_ns = perf_counter_ns() - started
-        kept = {key: outputs[key].copy() for key in self.runner.component.outputs}
-        for key, value in kept.items():
-            if not np.isfinite(value).all():
+        for key, value in outputs.items():
+            if isinstance(value, np.ndarray) and not np.isfinite(value).all():
                 self.runner.reset()
                 raise EngineError(
                     f"'{self.runner.name}.{key}' is not finite at t = {t / 1e9:.3f} s: "
@@ -142,7 +157,7 @@ class EncoderNode:
                 )
         if self._gate is not None:
             self._gate.let_through(item, t)
-        return Encoded(t, kept, stages)
+        return Encoded(t, outputs, stages, segment=segment)
 
     def remember(self, encoded: Encoded) -> None:
         """Keep outputs for ``at``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edge_mbm.runtime.ring import AudioRing
 from edge_mbm.runtime.stream import AudioStream, FrameSlot, FrameStream, Work
+from edge_mbm.runtime.utterance import UtteranceRing
 
 __all__ = ["FOREVER", "Feed"]
 
@@ -27,14 +28,16 @@ class Feed:
         """Before this time, ns, nothing is taken: newer frames replace older ones. None: anything at once."""
         self.min_interval_ns = 0
         """Frames closer than this to the one taken before are left to be replaced."""
-        self._part = part
+        self.teller: Feed | None = None
+        """Of the encoder that tells this one where speech is."""
+        self.part = part
         self._busy: int | None = None
         self._last: int | None = None
 
     @property
     def dropped(self) -> int:
         """Frames that this encoder never saw."""
-        return self._part.dropped if isinstance(self._part, FrameSlot) else 0
+        return self.part.dropped if isinstance(self.part, FrameSlot) else 0
 
     @property
     def is_busy(self) -> bool:
@@ -44,13 +47,29 @@ class Feed:
     @property
     def has_work(self) -> bool:
         """Whether an item waits to be taken, and will be."""
-        return self._part.waits(FOREVER) and not self._is_let_by()
+        return self.part.waits(FOREVER) and not self._is_let_by()
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether each item counts, however late: an utterance is not made up for by the next."""
+        return isinstance(self.part, UtteranceRing)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to do, and nothing can come."""
+        told = self.teller is None or self.teller.is_over
+        return told and self.stream.ended and not self.has_work and not self.is_busy
+
+    def finish_utterance(self) -> None:
+        """Where the sound has ended, and the teller has heard all of it: so has what was being said."""
+        if isinstance(self.part, UtteranceRing) and self.teller is not None and self.teller.is_over:
+            self.part.finish()
 
     def take(self, now: int | None = None) -> Work | None:
         """The next item, on its way until ``done``; None if there is none, or one is on its way, or it is held."""
         if self._busy is not None or self._is_held(now):
             return None
-        work = self._take_window() if isinstance(self._part, AudioRing) else self._take_frame(self._part)
+        work = self._take_sound() if isinstance(self.part, AudioRing) else self._take_frame(self.part)
         if work is not None:
             self._busy = self._last = work.t
             if self.held_until is not None:
@@ -68,19 +87,19 @@ class Feed:
     def caught_up(self, t: int) -> bool:
         """Whether the encoder has seen everything of time ``t`` or before that has come."""
         on_its_way = self._busy is not None and self._busy <= t
-        waits = self._part.waits(t) and not self._is_let_by()
+        waits = self.part.waits(t) and not self._is_let_by()
         return not waits and not on_its_way
 
     def switch(self, *, on: bool) -> None:
         """Let the encoder rest, because no running head needs it, or work again from what comes next."""
-        if on != self._part.is_on:
-            self._part.is_on = on
-            self._part.clear()
+        if on != self.part.is_on:
+            self.part.is_on = on
+            self.part.clear()
 
     def clear(self) -> None:
         """Forget what waits; what is on its way is done."""
         self._busy = self._last = None
-        self._part.clear()
+        self.part.clear()
 
     def _is_held(self, now: int | None) -> bool:
         return self.held_until is not None and (now is None or now < self.held_until)
@@ -88,8 +107,8 @@ class Feed:
     def _has_come(self, t: int) -> bool:
         if self.stream.ended:
             return True
-        if isinstance(self._part, AudioRing):
-            return self._part.passed(t)
+        if isinstance(self.part, AudioRing):
+            return self.part.passed(t)
         return self.stream.bound is not None and self.stream.bound >= t
 
     def _take_frame(self, slot: FrameSlot) -> Work | None:
@@ -99,10 +118,13 @@ class Feed:
         """Whether the frame that waits came too soon after the last one: it is left to be replaced."""
         if not self.min_interval_ns or self._last is None:
             return False
-        return self._part.waits(self._last + self.min_interval_ns - 1)
+        return self.part.waits(self._last + self.min_interval_ns - 1)
 
-    def _take_window(self) -> Work | None:
-        assert isinstance(self._part, AudioRing)
-        window = self._part.next_window()
+    def _take_sound(self) -> Work | None:
+        if isinstance(self.part, UtteranceRing):
+            cut = self.part.next_cut()
+            return None if cut is None else Work(cut.samples, cut.t, None, cut.segment)
+        assert isinstance(self.part, AudioRing)
+        window = self.part.next_window()
         # The ring writes on while the encoder reads.
         return None if window is None else Work(window[0].copy(), window[1], None)

@@ -11,7 +11,7 @@ from edge_mbm.errors import InputError
 from edge_mbm.runtime.heat import Heat
 from edge_mbm.runtime.session import Session
 from edge_mbm.runtime.status import LiveStatus
-from edge_mbm.spec import AudioModality, Manifest, TextModality
+from edge_mbm.spec import AudioModality, Head, Manifest, TextModality
 
 __all__ = ["Action", "Governor", "GovernorOptions", "Lever", "levers"]
 
@@ -125,11 +125,10 @@ def levers(session: Session) -> tuple[Lever, ...]:
     running = {planned.name for planned in session.plan}
     pivots = {
         root
-        for name, head in manifest.heads().items()
+        for name, timing in manifest.results().items()
         if name in running
-        for value in head.inputs.values()
-        if manifest.modalities_of(value.source.partition(".")[0]) == (head.pivot,)
-        for root in _roots(manifest, value.source)
+        for source in _of_pivot(manifest, name, timing.pivot)
+        for root in _roots(manifest, source)
     }
     # Texts come rarely, and each counts until the next: one that were held back would never be read.
     kinds = (AudioModality, TextModality)
@@ -140,6 +139,17 @@ def levers(session: Session) -> tuple[Lever, ...]:
         for encoder in session.encoders
         if session.reads(encoder, modality)
     )
+
+
+def _of_pivot(manifest: Manifest, name: str, pivot: str) -> Iterator[str]:
+    """Of what gives results: what in it comes from the pivot alone."""
+    component = manifest.components[name]
+    if not isinstance(component, Head):
+        yield name
+        return
+    for value in component.inputs.values():
+        if manifest.modalities_of(value.source.partition(".")[0]) == (pivot,):
+            yield value.source
 
 
 def _roots(manifest: Manifest, source: str) -> Iterator[str]:

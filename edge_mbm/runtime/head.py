@@ -1,4 +1,4 @@
-"""A head at work: it waits for its modalities, runs, and says what came out."""
+"""What gives results, at work: a head, or a detector or decoder by itself."""
 
 from __future__ import annotations
 
@@ -10,49 +10,39 @@ import numpy as np
 from edge_mbm.errors import EngineError, InputError
 from edge_mbm.runtime.align import Aligner, Match
 from edge_mbm.runtime.component import ComponentRunner
-from edge_mbm.runtime.result import Result, TaskOutput, interpret
+from edge_mbm.runtime.result import Result, TaskOutput, TextOutput, interpret
 from edge_mbm.runtime.status import HeadStatus
-from edge_mbm.spec import Head, Input
+from edge_mbm.spec import Component, Head, Input, Timing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["HeadNode"]
+__all__ = ["Answering", "HeadNode", "Relay"]
 
 
-class HeadNode:
-    """One head with its aligner.
+class Answering:
+    """What gives results: it waits for its modalities, and says what came out.
 
     Args:
-        runner: its engine.
-        head: its manifest entry.
+        name: the component's.
+        timing: its pivot, and what it can do without.
         aligner: gathers what goes in.
         modalities: that it depends on.
-        labels: per classifying output.
-        provider: execution providers of the head and of the encoders that feed it.
+        provider: execution providers of all that computes it.
     """
 
     def __init__(
-        self,
-        runner: ComponentRunner,
-        head: Head,
-        aligner: Aligner,
-        *,
-        modalities: tuple[str, ...],
-        labels: Mapping[str, tuple[str, ...]],
-        provider: str,
+        self, name: str, timing: Timing, aligner: Aligner, *, modalities: tuple[str, ...], provider: str
     ) -> None:
-        self.name = runner.name
+        self.name = name
         self.aligner = aligner
-        self.pivot = head.pivot
+        self.pivot = timing.pivot
         self.last: int | None = None
         """Capture time of its last result, ns."""
         self._age: int | None = None
         self._missing: tuple[str, ...] = ()
-        self._runner = runner
-        self._head = head
+        self._timing = timing
         self._modalities = modalities
-        self._labels = labels
         self._provider = provider
         self._seq = 0
 
@@ -60,16 +50,12 @@ class HeadNode:
         """The answer for one settled pivot; its age is still 0.
 
         Raises:
-            EngineError: the engine failed, or an output is not finite. The head's carried state starts anew.
+            EngineError: the engine failed, or an output is not finite. A carried state starts anew.
         """
         stages = {"wait": match.wait}
         for encoded in match.inputs.values():
             stages.update(encoded.stages if encoded is not None else {})
-        try:
-            result = self._result(self._run(self._sources(match), match.missing, stages), match, stages, self._seq)
-        except EngineError:
-            self._runner.reset()
-            raise
+        result = self._result(self._answer(match, stages), match, stages, self._seq)
         self._seq, self.last, self._missing = self._seq + 1, match.t, match.missing
         return result
 
@@ -88,7 +74,7 @@ class HeadNode:
             missing=self._missing,
         )
 
-    def infer(self, known: Mapping[str, Any], stages: dict[str, int]) -> tuple[Result, Mapping[str, NDArray[Any]]]:
+    def infer(self, known: Mapping[str, Any], stages: dict[str, int]) -> tuple[Result, Mapping[str, Any]]:
         """Run on what one shot has computed so far.
 
         Args:
@@ -102,13 +88,68 @@ class HeadNode:
             InputError: it cannot do without what is missing.
         """
         missing = tuple(modality for modality in self._modalities if modality not in known)
-        if missing and (self._head.present is None or len(missing) == len(self._modalities)):
+        if missing and (self._timing.present is None or len(missing) == len(self._modalities)):
             raise InputError(f"head '{self.name}' cannot do without {list(missing)}: give it")
+        outputs, raw = self._answer_once(known, missing, stages)
+        match = Match(t=0, inputs={}, missing=missing, spread=0, wait=0, dropped=0)
+        return self._result(outputs, match, stages, 0), raw
+
+    def _answer(self, match: Match, stages: dict[str, int]) -> dict[str, TaskOutput]:
+        raise NotImplementedError
+
+    def _answer_once(
+        self, known: Mapping[str, Any], missing: tuple[str, ...], stages: dict[str, int]
+    ) -> tuple[dict[str, TaskOutput], Mapping[str, Any]]:
+        raise NotImplementedError
+
+    def _result(self, outputs: Mapping[str, TaskOutput], match: Match, stages: Mapping[str, int], seq: int) -> Result:
+        return Result(
+            head=self.name,
+            seq=seq,
+            t_capture=match.t,
+            age=0,
+            outputs=outputs,
+            missing=match.missing,
+            spread=match.spread,
+            dropped=match.dropped,
+            gated=tuple(key for key, encoded in match.inputs.items() if encoded is not None and encoded.gated),
+            stage_ns=stages,
+            provider=self._provider,
+            segment=match.segment,
+        )
+
+
+class HeadNode(Answering):
+    """One head with its engine; see ``Answering`` for the other arguments.
+
+    Args:
+        runner: its engine.
+        head: its manifest entry.
+        labels: per classifying output.
+    """
+
+    def __init__(
+        self, runner: ComponentRunner, head: Head, labels: Mapping[str, tuple[str, ...]], **answering: Any
+    ) -> None:
+        super().__init__(runner.name, **answering)
+        self._runner = runner
+        self._head = head
+        self._labels = labels
+
+    def _answer(self, match: Match, stages: dict[str, int]) -> dict[str, TaskOutput]:
+        try:
+            return self._interpret(self._run(self._sources(match), match.missing, stages))
+        except EngineError:
+            self._runner.reset()
+            raise
+
+    def _answer_once(
+        self, known: Mapping[str, Any], missing: tuple[str, ...], stages: dict[str, int]
+    ) -> tuple[dict[str, TaskOutput], Mapping[str, Any]]:
         sources = {v.source: known.get(v.source, _zeros(v)) for v in self._head.inputs.values()}
         with self._runner.fresh_state():
             outputs = self._run(sources, missing, stages)
-        match = Match(t=0, inputs={}, missing=missing, spread=0, wait=0, dropped=0)
-        return self._result(outputs, match, stages, 0), {key: outputs[key].copy() for key in self._head.outputs}
+        return self._interpret(outputs), {key: outputs[key].copy() for key in self._head.outputs}
 
     def _sources(self, match: Match) -> dict[str, NDArray[Any]]:
         sources = {}
@@ -127,25 +168,44 @@ class HeadNode:
             mask[0] = [modality not in missing for modality in present.order]
         return self._runner.run(sources, stages)
 
-    def _result(self, outputs: Mapping[str, Any], match: Match, stages: Mapping[str, int], seq: int) -> Result:
-        return Result(
-            head=self.name,
-            seq=seq,
-            t_capture=match.t,
-            age=0,
-            outputs=self._interpret(outputs),
-            missing=match.missing,
-            spread=match.spread,
-            dropped=match.dropped,
-            gated=tuple(key for key, encoded in match.inputs.items() if encoded is not None and encoded.gated),
-            stage_ns=stages,
-            provider=self._provider,
-        )
-
     def _interpret(self, outputs: Mapping[str, Any]) -> dict[str, TaskOutput]:
         return {
             key: interpret(output, outputs[key], self._labels.get(key, ()), f"'{self.name}.{key}'")
             for key, output in self._head.outputs.items()
+        }
+
+
+class Relay(Answering):
+    """A detector or decoder whose outputs are results as they are; see ``Answering`` for the other arguments.
+
+    Args:
+        component: its manifest entry.
+    """
+
+    def __init__(self, name: str, component: Component, **answering: Any) -> None:
+        super().__init__(name, **answering)
+        self._component = component
+
+    def _answer(self, match: Match, stages: dict[str, int]) -> dict[str, TaskOutput]:  # noqa: ARG002 - ran before
+        [encoded] = match.inputs.values()
+        assert encoded is not None  # it is the pivot's own
+        return self._interpret(encoded.outputs)
+
+    def _answer_once(
+        self,
+        known: Mapping[str, Any],
+        missing: tuple[str, ...],  # noqa: ARG002 - it has one modality
+        stages: dict[str, int],  # noqa: ARG002
+    ) -> tuple[dict[str, TaskOutput], Mapping[str, Any]]:
+        outputs = {key: known[f"{self.name}.{key}"] for key in self._component.outputs}
+        return self._interpret(outputs), outputs
+
+    def _interpret(self, outputs: Mapping[str, Any]) -> dict[str, TaskOutput]:
+        return {
+            key: value
+            if isinstance(value, TextOutput)
+            else interpret(self._component.outputs[key], value, (), f"'{self.name}.{key}'")
+            for key, value in outputs.items()
         }
 
 

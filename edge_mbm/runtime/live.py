@@ -21,6 +21,7 @@ from edge_mbm.runtime.follower import Follower
 from edge_mbm.runtime.governor import Governor, GovernorOptions, levers
 from edge_mbm.runtime.heat import HeatReader
 from edge_mbm.runtime.log import warn
+from edge_mbm.runtime.plan import choose_heads
 from edge_mbm.runtime.result import Result
 from edge_mbm.runtime.session import Session, SessionOptions
 from edge_mbm.runtime.source import Sample, Source
@@ -290,7 +291,7 @@ class Live:
             self.session,
             encoder,
             self._clock,
-            on_encoded=self._notify,
+            on_encoded=lambda: self._encoded(encoder),
             failures=self._failures,
         )
 
@@ -407,6 +408,10 @@ class Live:
         if sample is not None and self._tap is not None:
             self._tap(sample)
 
+    def _encoded(self, encoder: str) -> None:
+        self._wake(self.session.told_by(encoder))
+        self._notify()
+
     def _notify(self) -> None:
         with self._changed:
             self._news = True
@@ -473,13 +478,11 @@ def _check_feeds(session: Session, sources: Sequence[Source], *, realtime: bool)
     for modality in given:
         if given.count(modality) > 1:
             raise SourceError(f"two sources give '{modality}': name their modalities apart")
-    for planned in session.plan:
-        head = session.manifest.heads().get(planned.name)
-        if head is None:
-            continue
-        lacking = [m for m in session.manifest.modalities_of(planned.name) if m not in given]
+    for name in choose_heads(session.manifest, session.options.heads):
+        head = session.manifest.results()[name]
+        lacking = [m for m in session.manifest.modalities_of(name) if m not in given]
         if head.pivot in lacking or (lacking and head.present is None):
             raise SourceError(
-                f"the source gives {given}, but head '{planned.name}' needs "
+                f"the source gives {given}, but head '{name}' needs "
                 f"{[head.pivot] if head.pivot in lacking else lacking}: use another source, or another head"
             )

@@ -47,7 +47,7 @@ class Metrics:
         self.registry = prometheus.CollectorRegistry()
         """Prometheus's own kind, for those who serve or push it their way."""
         self._prometheus = prometheus
-        self._heads = frozenset(manifest.heads())
+        self._heads = frozenset(manifest.results())
         self._modalities = frozenset(manifest.modalities)
         self._stages = frozenset(_STAGES) | {
             f"{stage}.{name}" for name in manifest.components for stage in ("preprocess", "infer")

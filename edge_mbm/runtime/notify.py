@@ -124,7 +124,7 @@ class Progress:
     """
 
     def __init__(self, manifest: Manifest) -> None:
-        self._needs = {name: _needs(manifest, name) for name in manifest.heads()}
+        self._needs = {name: _needs(manifest, name) for name in manifest.results()}
         self._answered = 0
         self._samples: dict[tuple[str, ...], int] = {}
 
@@ -151,7 +151,7 @@ class Progress:
 
 def _needs(manifest: Manifest, name: str) -> frozenset[str]:
     """Modalities that a head cannot do without."""
-    head = manifest.heads()[name]
+    head = manifest.results()[name]
     return frozenset({head.pivot}) if head.present is not None else frozenset(manifest.modalities_of(name))
 
 

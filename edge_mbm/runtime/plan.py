@@ -11,6 +11,8 @@ from edge_mbm.runtime.result import RUNNABLE_TASKS
 from edge_mbm.spec import (
     AudioModality,
     Component,
+    Decoder,
+    Detector,
     Encoder,
     Head,
     ImageModality,
@@ -31,7 +33,7 @@ class Planned:
     """One component as it will run."""
 
     name: str
-    component: Encoder | Head
+    component: Component
     variant: str
     graph: str
 
@@ -41,7 +43,7 @@ def plan(manifest: Manifest, heads: Iterable[str] | None = None, variant: str = 
 
     Args:
         manifest: of the bundle.
-        heads: heads to run; None means the manifest's default heads, or all if it names none.
+        heads: what to run of ``Manifest.results``; None means its default ones.
         variant: "auto" takes the fastest that was kept for this machine's CPU; a name takes that one, and fp32 where
             a component does not have it.
 
@@ -61,13 +63,13 @@ def plan(manifest: Manifest, heads: Iterable[str] | None = None, variant: str = 
 
 
 def choose_heads(manifest: Manifest, heads: Iterable[str] | None) -> tuple[str, ...]:
-    """The heads asked for, the default ones, or all.
+    """What gives results: as asked for, or by default.
 
     Raises:
-        InputError: a name that is not a head, or none at all.
+        InputError: a name that gives none, or none at all.
     """
-    known = manifest.heads()
-    chosen = tuple(heads) if heads is not None else manifest.default_heads or tuple(known)
+    known = manifest.results()
+    chosen = tuple(heads) if heads is not None else manifest.default_results()
     for head in chosen:
         if head not in known:
             raise InputError(f"there is no head '{head}' in '{manifest.name}'; it has {sorted(known)}")
@@ -116,16 +118,17 @@ def _upstream_of(manifest: Manifest, heads: Iterable[str]) -> set[str]:
         name = pending.pop()
         if name not in needed:
             needed.add(name)
-            sources = [value.source for value in manifest.components[name].inputs.values()]
-            pending += [source.partition(".")[0] for source in sources if "." in source]
+            pending += manifest.upstream_of(name)
     return needed
 
 
-def _runnable(manifest: Manifest, name: str) -> Encoder | Head:
+def _runnable(manifest: Manifest, name: str) -> Component:
     """The component, if everything about it can run in this version."""
     component = manifest.components[name]
-    if not isinstance(component, Encoder | Head):
-        raise ManifestError(f"'{name}' is a {type(component).__name__.lower()}: this edge-mbm runs encoders and heads")
+    if isinstance(component, Detector):
+        raise ManifestError(f"'{name}' is a detector, which this edge-mbm cannot run yet")
+    if isinstance(component, Decoder) and component.algorithm != "autoregressive":
+        raise ManifestError(f"'{name}' decodes by {component.algorithm}: this edge-mbm decodes token by token")
     if isinstance(component, Encoder) and component.window and not _reads_audio(manifest, component):
         raise ManifestError(f"'{name}' has a window, which this edge-mbm can only slide over audio")
     for value in component.inputs.values():

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from edge_mbm.errors import EngineError
 from edge_mbm.spec import Classification, Embedding, Output, Regression
@@ -20,7 +20,9 @@ __all__ = [
     "EmbeddingOutput",
     "RegressionOutput",
     "Result",
+    "Segment",
     "TaskOutput",
+    "TextOutput",
     "interpret",
 ]
 
@@ -69,7 +71,34 @@ class RegressionOutput(Struct, frozen=True, eq=False):
         return {"values": self.values.tolist(), "unit": self.unit}
 
 
-TaskOutput: TypeAlias = ClassificationOutput | EmbeddingOutput | RegressionOutput
+class TextOutput(Struct, frozen=True, eq=False):
+    """What a decoder wrote."""
+
+    text: str
+    tokens: tuple[int, ...]
+    """Without those that every text begins with, and the one that ends it."""
+    score: float
+    """Mean log probability of the tokens, the ending one among them."""
+    is_complete: bool
+    """Whether it came to its end; False where the budget of tokens ended it."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"text": self.text, "score": self.score, "is_complete": self.is_complete}
+
+
+TaskOutput: TypeAlias = ClassificationOutput | EmbeddingOutput | RegressionOutput | TextOutput
+
+
+class Segment(Struct, frozen=True):
+    """A stretch of sound that was cut where speech begins and ends. Times are monotonic ns."""
+
+    start: int
+    """Capture time of its first sample."""
+    end: int
+    """And after its last; of an unfinished one, so far."""
+    is_final: bool
+    """False where speech was still going on: a later result has more of it, with the same ``start``."""
 
 
 class Result(Struct, frozen=True, kw_only=True, eq=False):
@@ -95,6 +124,8 @@ class Result(Struct, frozen=True, kw_only=True, eq=False):
     """The execution providers that computed it, joined with "+"."""
     gated: tuple[str, ...] = ()
     """Inputs whose encoder skipped its item, since nothing had changed: the previous output stood."""
+    segment: Segment | None = None
+    """The utterance that it is about, where sound is cut into such."""
 
     @property
     def output(self) -> TaskOutput:
@@ -112,6 +143,7 @@ class Result(Struct, frozen=True, kw_only=True, eq=False):
             "spread": self.spread,
             "dropped": self.dropped,
             "gated": list(self.gated),
+            **({} if self.segment is None else {"segment": structs.asdict(self.segment)}),
             "provider": self.provider,
             "age": self.age,
             "stage_ns": dict(self.stage_ns),

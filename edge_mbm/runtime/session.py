@@ -15,21 +15,24 @@ from msgspec import structs
 
 from edge_mbm.bundle import BundleFiles
 from edge_mbm.errors import EngineError, InputError, SessionClosedError
-from edge_mbm.preprocess import as_array, as_frame, as_text, as_waveform
+from edge_mbm.preprocess import as_array, as_frame, as_text, as_utterance, as_waveform
 from edge_mbm.runtime.align import Aligner, Match
-from edge_mbm.runtime.component import ComponentRunner, EncoderNode
+from edge_mbm.runtime.component import ComponentRunner, Encoded, Node
+from edge_mbm.runtime.decode import GREEDY, DecodeOptions, DecoderRunner
 from edge_mbm.runtime.engine import Engine, EngineLoader, OnnxRuntimeEngine
 from edge_mbm.runtime.feed import FOREVER, Feed
-from edge_mbm.runtime.head import HeadNode
-from edge_mbm.runtime.plan import Planned, plan
-from edge_mbm.runtime.result import Result
+from edge_mbm.runtime.head import Answering, HeadNode, Relay
+from edge_mbm.runtime.plan import Planned, choose_heads, plan
+from edge_mbm.runtime.result import Result, Segment
 from edge_mbm.runtime.ring import AudioRing
 from edge_mbm.runtime.status import EncoderStatus, HeadStatus
 from edge_mbm.runtime.stream import MAX_SLIP_NS, AudioStream, FrameSlot, FrameStream, Stream
+from edge_mbm.runtime.utterance import UtteranceRing
 from edge_mbm.spec import (
     AudioModality,
     Classification,
     Component,
+    Decoder,
     Encoder,
     Head,
     ImageModality,
@@ -51,11 +54,12 @@ class SessionOptions:
     """How a session runs.
 
     Args:
-        heads: heads to run; None means the manifest's default ones. Encoders that no head needs are not loaded.
+        heads: what gives results, of ``Manifest.results``; None means its default ones. What none needs is not loaded.
         variant: "auto" for the fastest kept for this machine, or a name ("fp32").
         threads: intra-op threads of each engine.
         audio_buffer_s: audio that may wait to be encoded, seconds; beyond it the oldest is dropped and counted.
         max_pending: pivots that may wait for the other modalities, per head; beyond it the oldest is dropped.
+        decoding: how decoders choose tokens, and how many.
     """
 
     heads: tuple[str, ...] | None = None
@@ -63,6 +67,7 @@ class SessionOptions:
     threads: int = 1
     audio_buffer_s: float = 10.0
     max_pending: int = 64
+    decoding: DecodeOptions = GREEDY
 
     def __post_init__(self) -> None:
         """Raise InputError for a number out of range."""
@@ -106,11 +111,12 @@ class Session:
         self._held: list[Result] = []
         with ExitStack() as undo:
             self._runners = self._load(bundle, load_engine or self._onnxruntime, undo)
-            encoders = [p.name for p in self.plan if isinstance(p.component, Encoder)]
-            self._nodes = {name: EncoderNode(self._runners[name]) for name in encoders}
+            before = [p.name for p in self.plan if not isinstance(p.component, Head)]
+            self._nodes = {name: Node(self._runners[name]) for name in before}
             self._streams = self._make_streams()
             self._feeds = self._make_feeds()
-            self._heads = [self._make_head(bundle, p) for p in self.plan if isinstance(p.component, Head)]
+            answering = choose_heads(bundle.manifest, self.options.heads)
+            self._heads = [self._make_answering(bundle, p) for p in self.plan if p.name in answering]
             undo.pop_all()
 
     # --- streaming ---------------------------------------------------------------------------------------------------
@@ -159,6 +165,8 @@ class Session:
         if stream is not None:
             with self._lock:
                 stream.end()
+                for feed in self._feeds.values():
+                    self._finish_utterances(feed)
 
     def poll(self, now: int | None = None) -> list[Result]:
         """Encode what was pushed and return the results that are settled, oldest first.
@@ -240,10 +248,11 @@ class Session:
             node.reset()
         try:
             stages = {} if work.pushed is None else {"queue": perf_counter_ns() - work.pushed}
-            self._encode_with(node, {feed.stream.name: work.data}, work.t, stages)
+            self._encode_with(node, {feed.stream.name: work.data}, work.t, stages, work.segment)
         finally:
             with self._lock:
                 feed.done()
+                self._finish_utterances(feed)
                 if now is not None and any(h.aligner.has_settled for h in self._heads if h.aligner.pivot_feed is feed):
                     feed.held_until = FOREVER  # the consumer has it before anything newer is begun
         return True
@@ -324,7 +333,7 @@ class Session:
         aged = [_aged(head, result, now, started) for head, result in results]
         return sorted(aged, key=lambda result: result.t_capture), failed
 
-    def _run_head(self, head: HeadNode, match: Match) -> Result:
+    def _run_head(self, head: Answering, match: Match) -> Result:
         try:
             return head.result(match)
         except EngineError:
@@ -476,7 +485,12 @@ class Session:
             engine = load(planned.name, planned.component, bundle.read(planned.graph))
             undo.callback(engine.close)
             assets = _assets(bundle, planned.component)
-            runners[planned.name] = ComponentRunner(planned.name, planned.component, engine, assets)
+            if isinstance(planned.component, Decoder):
+                options = self.options.decoding
+                runner: ComponentRunner = DecoderRunner(planned.name, planned.component, engine, assets, options)
+            else:
+                runner = ComponentRunner(planned.name, planned.component, engine, assets)
+            runners[planned.name] = runner
         return runners
 
     def _make_streams(self) -> dict[str, Stream]:
@@ -496,6 +510,10 @@ class Session:
             parts: Sequence[FrameSlot | AudioRing] = stream.parts
             for node, part in zip(self._listeners(name), parts, strict=True):
                 feeds[node.runner.name] = Feed(node.runner.name, stream, part)
+        for name, feed in feeds.items():
+            component = self._nodes[name].runner.component
+            if isinstance(component, Encoder) and component.utterances is not None:
+                feed.teller = feeds[component.utterances.source.partition(".")[0]]
         return feeds
 
     def _root_feed(self, encoder: str) -> Feed:
@@ -507,54 +525,82 @@ class Session:
 
     def _make_audio(self, name: str, modality: AudioModality) -> AudioStream:
         """One ring for each encoder that listens, in running order."""
-        encoders = [node.runner.component for node in self._listeners(name)]
-        windows = [encoder.window for encoder in encoders if isinstance(encoder, Encoder)]
-        rings = [
-            AudioRing(
-                sample_rate=modality.sample_rate,
-                length=window.length,
-                hop=window.hop,
-                # A part of the next window always waits; the bound is on top of it.
-                capacity=int(self.options.audio_buffer_s * modality.sample_rate) + window.length,
-                max_slip_ns=MAX_SLIP_NS,
-            )
-            for window in windows
-            if window is not None  # Manifest.check demands one for a stream
-        ]
+        rings = [self._make_ring(modality, node.runner.component) for node in self._listeners(name)]
         return AudioStream(name, modality.sample_rate, rings)
 
-    def _make_head(self, bundle: BundleFiles, planned: Planned) -> HeadNode:
-        head, name = planned.component, planned.name
-        assert isinstance(head, Head)
-        feeding = {key: value.source.partition(".")[0] for key, value in head.inputs.items()}
-        tasks = {key: output.task for key, output in head.outputs.items()}
-        return HeadNode(
-            self._runners[name],
-            head,
-            Aligner(
-                head,
-                nodes={key: self._nodes[encoder] for key, encoder in feeding.items()},
-                modalities={key: self.manifest.modalities_of(encoder)[0] for key, encoder in feeding.items()},
-                feeds={key: self._root_feed(encoder) for key, encoder in feeding.items()},
-                max_pending=self.options.max_pending,
-                latched=self.manifest.latched(name),
-            ),
-            modalities=self.manifest.modalities_of(name),
-            labels={key: bundle.read_labels(t.labels) for key, t in tasks.items() if isinstance(t, Classification)},
-            provider="+".join(sorted({self._runners[part].engine.provider for part in (name, *feeding.values())})),
+    def _make_ring(self, modality: AudioModality, encoder: Component) -> AudioRing:
+        assert isinstance(encoder, Encoder)
+        assert encoder.window is not None  # Manifest.check demands one for a stream
+        ahead = int(self.options.audio_buffer_s * modality.sample_rate)
+        if encoder.utterances is not None:
+            teller = self.manifest.components[encoder.utterances.source.partition(".")[0]]
+            assert isinstance(teller, Encoder)
+            assert teller.window is not None  # as above
+            return UtteranceRing(
+                sample_rate=modality.sample_rate,
+                window=encoder.window,
+                cut=encoder.utterances,
+                heard=teller.window.length,
+                capacity=ahead,
+                max_slip_ns=MAX_SLIP_NS,
+            )
+        return AudioRing(
+            sample_rate=modality.sample_rate,
+            length=encoder.window.length,
+            hop=encoder.window.hop,
+            # A part of the next window always waits; the bound is on top of it.
+            capacity=ahead + encoder.window.length,
+            max_slip_ns=MAX_SLIP_NS,
         )
 
-    def _listeners(self, source: str) -> list[EncoderNode]:
-        """Encoders that take ``source`` as input, in running order."""
-        return [node for node in self._nodes.values() if node.runner.reads(source)]
+    def _make_answering(self, bundle: BundleFiles, planned: Planned) -> Answering:
+        component, name = planned.component, planned.name
+        timing = self.manifest.results()[name]
+        if isinstance(component, Head):
+            feeding = {key: value.source.partition(".")[0] for key, value in component.inputs.items()}
+        else:
+            feeding = {name: name}
+        aligner = Aligner(
+            timing,
+            nodes={key: self._nodes[node] for key, node in feeding.items()},
+            modalities={key: self.manifest.modalities_of(node)[0] for key, node in feeding.items()},
+            feeds={key: self._root_feed(node) for key, node in feeding.items()},
+            max_pending=self.options.max_pending,
+            latched=self.manifest.latched(name),
+        )
+        answering = {
+            "timing": timing,
+            "aligner": aligner,
+            "modalities": self.manifest.modalities_of(name),
+            "provider": "+".join(sorted({self._runners[part].engine.provider for part in (name, *feeding.values())})),
+        }
+        if not isinstance(component, Head):
+            return Relay(name, component, **answering)
+        tasks = {key: output.task for key, output in component.outputs.items()}
+        labels = {key: bundle.read_labels(t.labels) for key, t in tasks.items() if isinstance(t, Classification)}
+        return HeadNode(self._runners[name], component, labels, **answering)
+
+    def _listeners(self, modality: str) -> list[Node]:
+        """What reads a modality, in running order."""
+        return [node for node in self._nodes.values() if modality in node.runner.sources]
+
+    def _followers(self, name: str) -> list[Node]:
+        """What reads outputs of a component, in running order."""
+        return [node for node in self._nodes.values() if any(s.startswith(f"{name}.") for s in node.runner.sources)]
+
+    def told_by(self, encoder: str) -> tuple[str, ...]:
+        """Encoders that an encoder tells where speech is: after each of its runs they may have something to do."""
+        return tuple(name for name, feed in self._feeds.items() if feed.teller is self._feeds.get(encoder) is not None)
 
     # --- encoding ----------------------------------------------------------------------------------------------------
 
-    def _encode_with(self, node: EncoderNode, sources: Mapping[str, Any], t: int, stages: dict[str, int]) -> None:
-        """Run one encoder, then those that feed on it, and announce pivots."""
+    def _encode_with(
+        self, node: Node, sources: Mapping[str, Any], t: int, stages: dict[str, int], segment: Segment | None = None
+    ) -> None:
+        """Run one component, then those that feed on it, and announce pivots."""
         name = node.runner.name
         try:
-            encoded = node.encode(sources, t, stages)
+            encoded = node.encode(sources, t, stages, segment)
         except EngineError:
             node.failed += 1
             raise
@@ -563,12 +609,26 @@ class Session:
             for head in self._heads:
                 if head.aligner.pivot_node is node and head.name not in self._disabled:
                     head.aligner.add(t)
-        for key, value in encoded.outputs.items():
-            source = f"{name}.{key}"
-            for listener in self._listeners(source):
-                self._encode_with(listener, {source: value}, t, {})
+            self._tell(name, encoded)
+        given = {f"{name}.{key}": value for key, value in encoded.outputs.items()}
+        for follower in self._followers(name):
+            self._encode_with(follower, {**given, **sources}, t, {}, segment)
 
-    def _explain(self, head: HeadNode, now: int) -> str:
+    def _tell(self, name: str, encoded: Encoded) -> None:
+        """Those who cut sound where this encoder hears speech."""
+        for told in self.told_by(name):
+            component = self._nodes[told].runner.component
+            assert isinstance(component, Encoder)
+            assert component.utterances is not None
+            ring = self._feeds[told].part
+            assert isinstance(ring, UtteranceRing)
+            ring.hear(encoded.t, float(encoded.outputs[component.utterances.source.partition(".")[2]].reshape(-1)[0]))
+
+    def _finish_utterances(self, feed: Feed) -> None:
+        for told in self.told_by(feed.encoder):
+            self._feeds[told].finish_utterance()
+
+    def _explain(self, head: Answering, now: int) -> str:
         if head.name in self._disabled:
             return "disabled"
         aligner = head.aligner
@@ -619,10 +679,10 @@ class Session:
             return
         with runner.fresh_state():
             for sources in self._windows(runner.component, known):
-                outputs = runner.run(sources, stages)
-            known.update({f"{runner.name}.{key}": outputs[key].copy() for key in runner.component.outputs})
+                outputs = runner.compute(sources, stages)
+            known.update({f"{runner.name}.{key}": value for key, value in outputs.items()})
 
-    def _windows(self, component: Encoder | Head, known: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    def _windows(self, component: Component, known: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         """The sources themselves, or each whole window of the audio among them."""
         audio = [v.source for v in component.inputs.values() if isinstance(self._streams.get(v.source), AudioStream)]
         window = component.window if isinstance(component, Encoder) else None
@@ -630,6 +690,9 @@ class Session:
             yield known
             return
         samples = as_waveform(known[audio[0]])
+        if isinstance(component, Encoder) and component.utterances is not None:
+            yield {**known, audio[0]: as_utterance(samples, window.length)}
+            return
         if len(samples) < window.length:
             raise InputError(f"'{audio[0]}' has {len(samples)} samples, fewer than one window of {window.length}")
         for start in range(0, len(samples) - window.length + 1, window.hop):
@@ -655,7 +718,7 @@ class Session:
             raise InputError(f"there is no modality '{modality}' in '{self.manifest.name}'; it has {known}")
 
 
-def _aged(head: HeadNode, result: Result, now: int, started: int) -> Result:
+def _aged(head: Answering, result: Result, now: int, started: int) -> Result:
     """The result with its age: until ``now``, and the time spent since ``started`` on perf_counter."""
     age = max(0, now - result.t_capture) + perf_counter_ns() - started
     head.handed_out(age)
@@ -666,6 +729,8 @@ def _assets(bundle: BundleFiles, component: Component) -> dict[str, bytes]:
     """The files that a component's preprocessing needs."""
     steps = [value.preprocess for value in component.inputs.values()]
     names = {s.asset for s in steps if isinstance(s, TokenSteps)}
+    if isinstance(component, Decoder):
+        names.add(component.tokenizer)
     return {name: bundle.read(bundle.manifest.assets[name].path) for name in names}
 
 

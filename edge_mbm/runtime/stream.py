@@ -9,6 +9,7 @@ import numpy as np
 
 from edge_mbm.errors import InputError, MissingDependencyError
 from edge_mbm.preprocess import as_waveform
+from edge_mbm.runtime.result import Segment
 from edge_mbm.runtime.ring import AudioRing, correction
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ class Work(NamedTuple):
     t: int
     pushed: int | None
     """perf_counter at the push of a frame; a window has waited for its own last sample."""
+    segment: Segment | None = None
+    """Of an utterance: what of the stream it is."""
 
 
 class FrameSlot:

@@ -14,7 +14,7 @@ from edge_mbm.runtime.bundle import Bundle
 from edge_mbm.runtime.engine import EngineLoader
 from edge_mbm.runtime.plan import Planned, plan
 from edge_mbm.runtime.session import Session, SessionOptions
-from edge_mbm.spec import Classification, GoldenSample, Head, Manifest, Variant
+from edge_mbm.spec import Classification, GoldenSample, Manifest, Timing, Variant
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -126,7 +126,7 @@ def verify_bundle(
     if variants is None:
         # Without samples nothing is run, so nothing needs to be runnable here.
         variants = _default_variants(manifest) if manifest.golden else ()
-    options = [SessionOptions(heads=tuple(manifest.heads()), variant=v, threads=threads) for v in variants]
+    options = [SessionOptions(heads=tuple(manifest.results()), variant=v, threads=threads) for v in variants]
     plans = [plan(manifest, o.heads, o.variant) for o in options]
     return Verification(
         bundle=manifest.name,
@@ -193,7 +193,7 @@ def _by_heads(manifest: Manifest) -> dict[tuple[str, ...], list[GoldenSample]]:
     """The samples by the heads that can do with what they give; usually all heads can."""
     groups: dict[tuple[str, ...], list[GoldenSample]] = {}
     for sample in manifest.golden:
-        heads = tuple(name for name, head in manifest.heads().items() if _can_do(manifest, name, head, sample))
+        heads = tuple(name for name, head in manifest.results().items() if _can_do(manifest, name, head, sample))
         if not heads:
             raise ManifestError(
                 f"golden '{sample.id}' gives {sorted(sample.inputs)}, on which no head can run: export the bundle again"
@@ -202,9 +202,9 @@ def _by_heads(manifest: Manifest) -> dict[tuple[str, ...], list[GoldenSample]]:
     return groups
 
 
-def _can_do(manifest: Manifest, name: str, head: Head, sample: GoldenSample) -> bool:
+def _can_do(manifest: Manifest, name: str, timing: Timing, sample: GoldenSample) -> bool:
     given = [modality in sample.inputs for modality in manifest.modalities_of(name)]
-    return any(given) if head.present else all(given)
+    return any(given) if timing.present else all(given)
 
 
 def _compare(bundle: Bundle, session: Session, sample: GoldenSample, differences: dict[str, _Difference]) -> None:
@@ -265,7 +265,7 @@ def _default_variants(manifest: Manifest) -> tuple[str, ...]:
     """fp32 where there is one, and auto where it is something else: a plan that fails for auto fails for both."""
     if all("fp32" not in c.variants or c.variants["fp32"].graph is None for c in manifest.components.values()):
         return ("auto",)
-    heads = tuple(manifest.heads())
+    heads = tuple(manifest.results())
     same = plan(manifest, heads, "fp32") == plan(manifest, heads, "auto")
     return ("fp32",) if same else ("fp32", "auto")
 

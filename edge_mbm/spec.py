@@ -462,7 +462,7 @@ class Decoder(_Component, frozen=True, kw_only=True, tag="decoder", tag_field="k
     position: Name = "position"
     """The graph's inputs for the last token and its place, counted from 0."""
     start: Annotated[tuple[Count, ...], Meta(max_length=64)] = ()
-    """Tokens that every text begins with; they are not part of it."""
+    """Tokens that every text begins with; they are not part of it, and need no scores."""
     end: Count = 0
     """The token that ends a text."""
     suppress: tuple[Count, ...] = ()
@@ -875,10 +875,10 @@ def _decoder_problems(manifest: Manifest, decoder: Decoder, where: str) -> Itera
         yield f"{where} begins with {len(decoder.start)} tokens and may have {decoder.max_tokens}: no room for a text"
     if decoder.algorithm == "autoregressive" and not decoder.start:
         yield f"{where}.start is empty: the first step needs a token to begin with"
-    named = {*decoder.start, decoder.end, *decoder.suppress, *decoder.suppress_first}
+    named = max(decoder.end, *decoder.suppress, *decoder.suppress_first, 0)
     for shape in outputs:
-        if decoder.algorithm == "autoregressive" and (len(shape) != 2 or max(named) >= shape[1]):
-            yield f"{where} gives {list(shape)}, but names token {max(named)}: scores are [batch, tokens]"
+        if decoder.algorithm == "autoregressive" and (len(shape) != 2 or named >= shape[1]):
+            yield f"{where} gives {list(shape)}, but names token {named}: scores are [batch, tokens]"
 
 
 def _task_problems(manifest: Manifest, task: Task, where: str) -> Iterator[str]:

@@ -12,8 +12,8 @@ from edge_mbm.errors import CalibrationError, EdgeMbmError, ExportError
 from edge_mbm.export.graph import first_line
 from edge_mbm.export.recordings import Recording
 from edge_mbm.export.skeleton import Skeleton
-from edge_mbm.preprocess import as_waveform, build_preprocessor
-from edge_mbm.spec import Encoder, Head
+from edge_mbm.preprocess import Decoding, Detokenizer, as_utterance, as_waveform, build_preprocessor
+from edge_mbm.spec import Decoder, Encoder, Head, Input, TokenSteps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,7 +49,12 @@ class Chain:
             (name, key): build_preprocessor(value.preprocess, value.tensor, assets)
             for name, component in components.items()
             for key, value in component.inputs.items()
-            if "." not in value.source
+            if _is_prepared(value)
+        }
+        self._words = {
+            name: Detokenizer((assets or {})[component.tokenizer])
+            for name, component in components.items()
+            if isinstance(component, Decoder)
         }
 
     def run(
@@ -70,7 +75,7 @@ class Chain:
             on_call: told each component's name and inputs before it runs.
 
         Returns:
-            "component.output" -> array with a batch axis of 1.
+            "component.output" -> array with a batch axis of 1; of a decoder the text, str[1].
 
         Raises:
             CalibrationError: the recording does not fit, or is too short for a window.
@@ -78,6 +83,9 @@ class Chain:
         outputs: Arrays = dict(known or {})
         for name, component in self._components.items():
             if all(f"{name}.{key}" in outputs for key in component.outputs):
+                continue
+            if isinstance(component, Decoder):
+                outputs |= self._decoded(name, component, outputs, runners[name], on_call)
                 continue
             last: Mapping[str, NDArray[Any]] | None = None
             states = {s.input: np.zeros(s.tensor.resolve(), s.tensor.dtype) for s in component.states}
@@ -91,15 +99,26 @@ class Chain:
                 outputs |= {f"{name}.{key}": np.asarray(last[key]) for key in component.outputs}
         return outputs
 
-    def _calls(self, name: str, component: Skeleton, recording: Recording, outputs: Arrays) -> Iterator[Arrays]:
+    def _decoded(self, name: str, decoder: Decoder, outputs: Arrays, runner: Runner, on_call: Call | None) -> Arrays:
+        """The text that a decoder makes of what came before, if that is there."""
+        if any(value.source not in outputs for value in decoder.inputs.values()):
+            return {}
+        given = {key: outputs[value.source] for key, value in decoder.inputs.items()}
+        stepper = _RunnerStepper(name, decoder, given, runner, on_call)
+        decoding = Decoding(decoder, name)
+        tokens = [scored.token for scored in decoding.greedy(stepper)]
+        [output] = decoder.outputs
+        return {f"{name}.{output}": np.array([self._words[name](decoding.written(tokens))])}
+
+    def _calls(self, name: str, component: Encoder | Head, recording: Recording, outputs: Arrays) -> Iterator[Arrays]:
         if isinstance(component, Head):
             yield from self._head_call(name, component, recording, outputs)
             return
         for items in self._items(name, component, recording, outputs):
             with _fits(name, recording):
                 prepared = {
-                    key: self._prepare[name, key](items[value.source])
-                    if "." not in value.source
+                    key: self._prepare[name, key](_plain(items[value.source]))
+                    if (name, key) in self._prepare
                     else items[value.source]
                     for key, value in component.inputs.items()
                 }
@@ -119,6 +138,10 @@ class Chain:
         with _fits(name, recording):
             samples = as_waveform(known[value.source])
         length, hop = component.window.length, component.window.hop
+        if component.utterances is not None:
+            with _fits(name, recording):
+                yield {value.source: as_utterance(samples, length)}
+            return
         if len(samples) < length:
             raise CalibrationError(f"recording '{recording.id}' has {len(samples)} samples, a window takes {length}")
         for start in range(0, len(samples) - length + 1, hop):
@@ -143,6 +166,41 @@ class Chain:
             upstream, dot, _ = value.source.partition(".")
             found += self._modalities(upstream) if dot else [value.source]
         return list(dict.fromkeys(found))
+
+
+def _is_prepared(value: Input) -> bool:
+    return "." not in value.source or isinstance(value.preprocess, TokenSteps)
+
+
+def _plain(item: Any) -> Any:
+    """What preprocessing takes: of a decoder's output, the text."""
+    return str(item[0]) if isinstance(item, np.ndarray) and item.dtype.kind == "U" else item
+
+
+class _RunnerStepper:
+    """A decoder's steps by whatever computes them."""
+
+    def __init__(self, name: str, decoder: Decoder, given: Arrays, runner: Runner, on_call: Call | None) -> None:
+        self._name, self._decoder, self._given, self._runner, self._on_call = name, decoder, given, runner, on_call
+        [self._output] = decoder.outputs
+        self._states = {s.input: np.zeros(s.tensor.resolve(), s.tensor.dtype) for s in decoder.states}
+
+    def step(self, token: int, place: int) -> NDArray[np.float32]:
+        step = {self._decoder.token: token, self._decoder.position: place}
+        values = {**{key: np.array([[value]], np.int64) for key, value in step.items()}, **self._given, **self._states}
+        inputs = {key: values[key] for key in self._decoder.graph_inputs()}
+        if self._on_call is not None:
+            self._on_call(self._name, inputs)
+        outputs = self._runner(inputs)
+        self._states = {s.input: np.asarray(outputs[s.output]) for s in self._decoder.states}
+        scores: NDArray[np.float32] = np.asarray(outputs[self._output])[0].astype(np.float32)
+        return scores
+
+    def save(self) -> Arrays:
+        return self._states
+
+    def restore(self, saved: Arrays) -> None:
+        self._states = saved
 
 
 def downstream(components: Mapping[str, Skeleton], roots: Collection[str]) -> list[str]:

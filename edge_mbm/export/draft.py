@@ -14,7 +14,7 @@ from edge_mbm.export.recipe import LoadedRecipe
 from edge_mbm.export.recordings import Recording
 from edge_mbm.export.skeleton import Skeleton
 from edge_mbm.export.targets import Kind, Target, target, variants_for
-from edge_mbm.spec import CalibrationRecord, Decision, ErrorFigures, Head, ParserCheck, SpeedFigures
+from edge_mbm.spec import CalibrationRecord, Decision, ErrorFigures, ParserCheck, SpeedFigures
 
 __all__ = [
     "Calibrated",
@@ -238,7 +238,8 @@ class Draft:
 
     def kind(self, component: str) -> Kind:
         """What kind of component it is, as in the manifest."""
-        return "head" if isinstance(given(self.components)[component], Head) else "encoder"
+        kind: Kind = given(self.components)[component].__struct_config__.tag  # type: ignore[assignment] # as it says
+        return kind
 
     def variants(self, component: str) -> tuple[str, ...]:
         """Wanted of a component besides fp32: what the recipe's targets take of its kind."""

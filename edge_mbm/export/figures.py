@@ -45,14 +45,18 @@ def error_figures(
         metrics: component -> what stands in place of accuracy there.
     """
     metrics = metrics or {}
-    pairs = [(_column(reference, key), _column(got, key)) for key in outputs]
+    pairs = [_pair(reference, got, key) for key in outputs]
     agreements = [agreement(reference, got, head) for head in heads]
     labelled = [
         (output, label) for output, label in zip(got, truth or [None] * len(got), strict=True) if label is not None
     ]
     answers, labels = [output for output, _ in labelled], [label for _, label in labelled]
     numbers = [label for label in labels if isinstance(label, int)]
-    graded = [head for head in heads if head.partition(".")[0] not in metrics] if len(numbers) == len(labels) else []
+    graded = (
+        [h for h in heads if h.partition(".")[0] not in metrics and not _is_text(got, h)]
+        if len(numbers) == len(labels)
+        else []
+    )
     accuracies = [accuracy(answers, head, numbers) for head in graded] if labels else []
     accuracies += [metric(answers, labels) for metric in metrics.values()] if labels else []
     return ErrorFigures(
@@ -66,7 +70,9 @@ def error_figures(
 
 
 def agreement(reference: Sequence[Arrays], got: Sequence[Arrays], head: str) -> float:
-    """Share of recordings on which a classifying output gives the same label."""
+    """Share of recordings on which a classifying output gives the same label, or a decoder the same text."""
+    if _is_text(reference, head):
+        return float(np.mean(_texts(reference, head) == _texts(got, head)))
     return float(np.mean(labels_of(reference, head) == labels_of(got, head)))
 
 
@@ -80,6 +86,22 @@ def labels_of(outputs: Sequence[Arrays], head: str) -> NDArray[np.int64]:
     """The best class per recording that has the output: int64[recordings]."""
     best: NDArray[np.int64] = _column(outputs, head).argmax(axis=1)
     return best
+
+
+def _is_text(outputs: Sequence[Arrays], key: str) -> bool:
+    return any(key in output and output[key].dtype.kind == "U" for output in outputs)
+
+
+def _texts(outputs: Sequence[Arrays], key: str) -> NDArray[Any]:
+    return np.concatenate([output[key] for output in outputs if key in output])
+
+
+def _pair(reference: Sequence[Arrays], got: Sequence[Arrays], key: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    """An output of both, to be compared as numbers; of a text only whether it is the same can be told."""
+    if _is_text(reference, key):
+        same = (_texts(reference, key) == _texts(got, key)).astype(np.float64)[:, None]
+        return np.ones_like(same), same
+    return _column(reference, key), _column(got, key)
 
 
 def _column(outputs: Sequence[Arrays], key: str) -> NDArray[np.float64]:

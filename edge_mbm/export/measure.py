@@ -20,7 +20,7 @@ from edge_mbm.export.recordings import same_recordings
 from edge_mbm.export.speed import SpeedCache, measure_speed
 from edge_mbm.export.tokenizers import tokenizer_files
 from edge_mbm.export.variants import runs_here
-from edge_mbm.spec import Classification, ErrorFigures, Head, SpeedFigures
+from edge_mbm.spec import Classification, Encoder, ErrorFigures, SpeedFigures, Tokens
 
 __all__ = ["HeldOut", "Placed", "baseline", "fused_figures", "measure", "outputs", "placed", "speed_of"]
 
@@ -170,7 +170,8 @@ class HeldOut:
 
 def _not_finite(got: Sequence[Arrays]) -> str | None:
     """Half precision overflows: no figure can be taken of that."""
-    for key in (key for values in got for key, value in values.items() if not np.isfinite(value).all()):
+    numbers = ((key, value) for values in got for key, value in values.items() if value.dtype.kind != "U")
+    for key in (key for key, value in numbers if not np.isfinite(value).all()):
         return f"it gives NaN or infinite values in '{key}' on the held-out recordings"
     return None
 
@@ -203,20 +204,20 @@ def _unchanged(outputs: Arrays, changed: Sequence[str]) -> Arrays:
 
 
 def _heads(draft: Draft, name: str) -> list[str]:
-    """Heads to judge a component by: itself, or those of the default heads that it feeds."""
-    components = given(draft.components)
-    fed = [n for n in downstream(components, {name: ""}) if isinstance(components[n], Head)]
+    """What to judge a component by: itself, or those of the default heads that it feeds."""
+    components, answering = given(draft.components), draft.loaded.recipe.answering()
+    fed = [n for n in downstream(components, {name: ""}) if n in answering]
     preferred = [n for n in fed if n == name or (name not in fed and n in draft.loaded.recipe.heads())]
     return preferred or fed
 
 
 def _judges(draft: Draft, name: str) -> list[str]:
-    """The classifying outputs of the heads to judge a component by."""
+    """The classifying outputs, and the texts, of the heads to judge a component by."""
     return [
         f"{head}.{key}"
         for head in _heads(draft, name)
         for key, output in given(draft.components)[head].outputs.items()
-        if isinstance(output.task, Classification)
+        if isinstance(output.task, Classification | Tokens)
     ]
 
 
@@ -232,7 +233,7 @@ def fused_figures(draft: Draft, quantized: Mapping[str, str]) -> list[Fused]:
     metrics = load_metrics(draft.loaded.recipe)
     fused = []
     for name, component in components.items():
-        if isinstance(component, Head):
+        if not isinstance(component, Encoder):
             own = [f"{name}.{key}" for key in component.outputs]
             judges = [key for key in _judges(draft, name) if key in own]
             mine = {head: metric for head, metric in metrics.items() if head == name}

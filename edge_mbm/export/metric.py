@@ -15,7 +15,7 @@ import numpy as np
 from edge_mbm.errors import EdgeMbmError, RecipeError
 from edge_mbm.export.chain import Arrays
 from edge_mbm.export.place import place
-from edge_mbm.export.recipe import HeadRecipe, Recipe
+from edge_mbm.export.recipe import DecoderRecipe, HeadRecipe, Recipe
 from edge_mbm.export.recordings import import_function
 
 if TYPE_CHECKING:
@@ -26,19 +26,20 @@ __all__ = ["Metric", "load_metrics"]
 
 @dataclass(frozen=True)
 class Metric:
-    """A user's function for one head.
+    """A user's function for one head or decoder.
 
     Args:
         head: the component's name.
         outputs: the names of its outputs.
         reference: how the recipe names the function.
-        function: ``(outputs: name -> float32[recordings, ...], labels) -> float``, higher is better.
+        function: ``(outputs: name -> float32[recordings, ...], labels) -> float``, higher is better; of a decoder the
+            outputs are str[recordings].
     """
 
     head: str
     outputs: tuple[str, ...]
     reference: str
-    function: Callable[[Mapping[str, NDArray[np.float32]], list[int | str]], float]
+    function: Callable[[Mapping[str, NDArray[Any]], list[int | str]], float]
 
     def __call__(self, got: Sequence[Arrays], truth: Sequence[int | str]) -> float:
         """Its value over the recordings that have the head's outputs.
@@ -51,7 +52,7 @@ class Metric:
             (values, label) for values, label in zip(got, truth, strict=True) if all(key in values for key in keys)
         ]
         outputs = {
-            name: np.concatenate([np.asarray(values[key], np.float32) for values, _ in known])
+            name: np.concatenate([_column(values[key]) for values, _ in known])
             for name, key in zip(self.outputs, keys, strict=True)
         }
         value = self._called(outputs, [label for _, label in known])
@@ -64,7 +65,7 @@ class Metric:
         source = inspect.getsourcefile(inspect.unwrap(self.function))
         return hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else ""
 
-    def _called(self, outputs: Mapping[str, NDArray[np.float32]], labels: list[int | str]) -> float:
+    def _called(self, outputs: Mapping[str, NDArray[Any]], labels: list[int | str]) -> float:
         try:
             return float(self.function(outputs, labels))
         except EdgeMbmError:
@@ -77,6 +78,11 @@ class Metric:
             ) from error
 
 
+def _column(value: NDArray[Any]) -> NDArray[Any]:
+    """A head's numbers as float32; a decoder's text as it is."""
+    return value if value.dtype.kind == "U" else np.asarray(value, np.float32)
+
+
 def load_metrics(recipe: Recipe) -> dict[str, Metric]:
     """The heads' metrics, by component.
 
@@ -85,7 +91,7 @@ def load_metrics(recipe: Recipe) -> dict[str, Metric]:
     """
     found: dict[str, Metric] = {}
     for name, component in recipe.components.items():
-        if isinstance(component, HeadRecipe) and component.metric is not None:
+        if isinstance(component, HeadRecipe | DecoderRecipe) and component.metric is not None:
             function: Any = import_function(component.metric, f"components.{name}.metric")
             found[name] = Metric(name, tuple(component.outputs), component.metric, function)
     return found

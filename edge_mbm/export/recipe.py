@@ -24,13 +24,27 @@ from edge_mbm.calibration import CalibrationMethod, Percentile
 from edge_mbm.errors import RecipeError
 from edge_mbm.export.recording_sources.tables import RecordingSource
 from edge_mbm.export.targets import Kind, target, variants_for
-from edge_mbm.spec import Dim, DType, Gate, Modality, Name, Nanoseconds, Preprocess, RawSteps, Task, Window
+from edge_mbm.spec import (
+    Count,
+    Dim,
+    DType,
+    Gate,
+    Modality,
+    Name,
+    Nanoseconds,
+    Preprocess,
+    RawSteps,
+    Task,
+    Utterances,
+    Window,
+)
 
 __all__ = [
     "RESERVED_ASSETS",
     "Budget",
     "CalibrationSet",
     "ComponentRecipe",
+    "DecoderRecipe",
     "EncoderRecipe",
     "HeadRecipe",
     "HuggingFaceModel",
@@ -206,14 +220,33 @@ class EncoderRecipe(_ComponentRecipe, frozen=True, kw_only=True, tag="encoder", 
 
     window: Window | None = None
     gate: Gate | None = None
+    utterances: Utterances | None = None
 
 
-class HeadRecipe(_ComponentRecipe, frozen=True, kw_only=True, tag="head", tag_field="kind"):
-    """Embeddings to a task output."""
-
+class _AnsweringRecipe(_ComponentRecipe, frozen=True, kw_only=True):
     metric: Factory | None = None
     """``(outputs, labels) -> float``, higher is better, in place of accuracy: ``outputs`` maps a name to
-    float32[recordings, ...], ``labels`` is what the recordings have."""
+    float32[recordings, ...], a decoder's to str[recordings]; ``labels`` is what the recordings have."""
+
+
+class DecoderRecipe(_AnsweringRecipe, frozen=True, kw_only=True, tag="decoder", tag_field="kind"):
+    """Embeddings to text, token by token: see ``spec.Decoder`` for what the module computes, one step at a time.
+
+    ``forward`` takes the token, its place, the ``inputs``, then the states; it returns scores, then the next states.
+    """
+
+    tokenizer: Name
+    """One of the recipe's ``tokenizers``."""
+    max_tokens: PositiveInt
+    start: tuple[Count, ...]
+    end: Count
+    suppress: tuple[Count, ...] = ()
+    suppress_first: tuple[Count, ...] = ()
+
+
+class HeadRecipe(_AnsweringRecipe, frozen=True, kw_only=True, tag="head", tag_field="kind"):
+    """Embeddings to a task output."""
+
     pivot: Name
     deadline_ns: Nanoseconds
     tolerance_ns: dict[Name, Nanoseconds] = {}
@@ -221,7 +254,7 @@ class HeadRecipe(_ComponentRecipe, frozen=True, kw_only=True, tag="head", tag_fi
     """Modalities in the order of the mask's columns; empty if the head has no mask."""
 
 
-ComponentRecipe: TypeAlias = EncoderRecipe | HeadRecipe
+ComponentRecipe: TypeAlias = EncoderRecipe | DecoderRecipe | HeadRecipe
 
 
 class Require(Struct, frozen=True):
@@ -294,9 +327,13 @@ class Recipe(Struct, frozen=True, kw_only=True):
         return self.components[component].budget or self.budget
 
     def heads(self) -> tuple[str, ...]:
-        """Names of the heads that a session runs by default."""
-        heads = tuple(name for name, c in self.components.items() if isinstance(c, HeadRecipe))
-        return self.default_heads or heads
+        """Names of the components whose results a session gives by default: see ``Manifest.default_results``."""
+        read = {value.source.partition(".")[0] for c in self.components.values() for value in c.sources().values()}
+        return self.default_heads or tuple(name for name in self.answering() if name not in read)
+
+    def answering(self) -> tuple[str, ...]:
+        """Names of the components that can give results."""
+        return tuple(name for name, c in self.components.items() if not isinstance(c, EncoderRecipe))
 
 
 class LoadedRecipe(Struct, frozen=True):
@@ -439,9 +476,9 @@ def _nearest(word: str, known: list[str]) -> str:
 
 
 def _problems(recipe: Recipe) -> Iterator[str]:
-    heads = [name for name, c in recipe.components.items() if isinstance(c, HeadRecipe)]
+    heads = list(recipe.answering())
     if not heads:
-        yield "components has no head, so nothing would come out of the bundle"
+        yield "components has no head and no decoder, so nothing would come out of the bundle"
     for name in recipe.targets:
         try:
             target(name)
@@ -456,8 +493,13 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     yield from _name_problems(recipe.require.accuracy, heads, "require.accuracy")
     yield from _name_problems(recipe.require.keep, list(recipe.components), "require.keep")
     for name, variants in recipe.require.keep.items():
-        kind: Kind = "head" if isinstance(recipe.components.get(name), HeadRecipe) else "encoder"
+        kind = _kind(recipe.components[name]) if name in recipe.components else "encoder"
         yield from _name_problems(variants, list(variants_for(recipe.targets, kind)), f"require.keep.{name}")
+
+
+def _kind(component: ComponentRecipe) -> Kind:
+    kind: Kind = component.__struct_config__.tag  # type: ignore[assignment] # as the tags above say
+    return kind
 
 
 def _label_problems(recipe: Recipe) -> Iterator[str]:
@@ -498,6 +540,10 @@ def _task_problems(recipe: Recipe, name: str, component: ComponentRecipe) -> Ite
         if labels is not None and labels not in recipe.labels:
             where = f"components.{name}.outputs.{key}.labels"
             yield f"{where} is '{labels}', which is not in [labels]{_nearest(labels, list(recipe.labels))}"
+    if isinstance(component, DecoderRecipe) and component.tokenizer not in recipe.tokenizers:
+        known = list(recipe.tokenizers)
+        where = f"components.{name}.tokenizer is '{component.tokenizer}'"
+        yield f"{where}, which is not in [tokenizers]{_nearest(component.tokenizer, known)}"
 
 
 def _name_problems(names: tuple[str, ...] | Mapping[str, object], known: list[str], where: str) -> Iterator[str]:

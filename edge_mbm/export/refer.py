@@ -19,9 +19,11 @@ from edge_mbm.export.prove import PARITY_BATCHES
 from edge_mbm.export.recordings import Recording, recordings, same_recordings
 from edge_mbm.export.skeleton import make_skeleton
 from edge_mbm.export.tokenizers import tokenizer_files
-from edge_mbm.spec import Head
 
 __all__ = ["describe", "origin_runners", "read", "refer"]
+
+_GOLDEN_BYTES = 1 << 20
+"""Of one reference output of a sample that travels in the bundle."""
 
 
 def describe(draft: Draft, progress: Progress) -> Draft:
@@ -89,7 +91,7 @@ def origin_runners(draft: Draft) -> dict[str, Runner]:
 
 def _check_finite(outputs: Mapping[str, Any], recording: Recording) -> None:
     for key, value in outputs.items():
-        if not np.isfinite(value).all():
+        if value.dtype.kind != "U" and not np.isfinite(value).all():
             raise ExportError(
                 f"the model itself gives NaN or infinite values in '{key}' for recording '{recording.id}': mend it"
             )
@@ -105,12 +107,13 @@ def _check_seen(kept: Mapping[str, Sequence[Arrays]], draft: Draft) -> None:
 
 
 def _replayable(draft: Draft, recording: Recording, outputs: Arrays) -> Arrays:
-    """What a device computes of it too: float32 outputs of the heads that can do with it, and of what feeds those."""
+    """What a device computes of it too: numbers and texts of what can answer, and of what feeds that.
+
+    But for large ones, which would make a bundle of samples: what they feed tells of them.
+    """
     _check_finite(outputs, recording)
-    components = given(draft.components)
-    heads = {
-        n for n, c in components.items() if isinstance(c, Head) and all(f"{n}.{key}" in outputs for key in c.outputs)
-    }
+    components, answering = given(draft.components), draft.loaded.recipe.answering()
+    heads = {n for n in answering if all(f"{n}.{key}" in outputs for key in components[n].outputs)}
     if not heads:
         raise CalibrationError(
             f"recording '{recording.id}' of the split '{draft.loaded.data.golden.split}' has "
@@ -119,5 +122,7 @@ def _replayable(draft: Draft, recording: Recording, outputs: Arrays) -> Arrays:
     return {
         key: value
         for key, value in outputs.items()
-        if value.dtype == np.float32 and heads & {*downstream(components, [key.partition(".")[0]])}
+        if (value.dtype == np.float32 or value.dtype.kind == "U")
+        and value.nbytes <= _GOLDEN_BYTES
+        and heads & {*downstream(components, [key.partition(".")[0]])}
     }

@@ -11,12 +11,13 @@ from msgspec.structs import replace
 
 from edge_mbm.errors import ManifestError, RecipeError
 from edge_mbm.export.origin import Origin
-from edge_mbm.export.recipe import ComponentRecipe, EncoderRecipe, InputRecipe, Recipe, StateRecipe
+from edge_mbm.export.recipe import ComponentRecipe, DecoderRecipe, EncoderRecipe, InputRecipe, Recipe, StateRecipe
 from edge_mbm.spec import (
     Asset,
     AudioModality,
     Classification,
     Decision,
+    Decoder,
     Encoder,
     FileEntry,
     Head,
@@ -24,7 +25,9 @@ from edge_mbm.spec import (
     Input,
     LogMelSteps,
     Manifest,
+    Modality,
     Output,
+    Preprocess,
     Present,
     RawSteps,
     SensorModality,
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Skeleton", "make_skeleton", "running_order"]
 
-Skeleton: TypeAlias = Encoder | Head
+Skeleton: TypeAlias = Encoder | Decoder | Head
 """A component whose variants are not there yet."""
 
 _BATCH = 2  # not 1, which exporters take for a constant
@@ -154,7 +157,27 @@ def _assemble(
 ) -> Skeleton:
     if isinstance(component, EncoderRecipe):
         return Encoder(
-            inputs=inputs, outputs=outputs, variants={}, states=states, window=component.window, gate=component.gate
+            inputs=inputs,
+            outputs=outputs,
+            variants={},
+            states=states,
+            window=component.window,
+            gate=component.gate,
+            utterances=component.utterances,
+        )
+    if isinstance(component, DecoderRecipe):
+        return Decoder(
+            inputs=inputs,
+            outputs=outputs,
+            variants={},
+            states=states,
+            algorithm="autoregressive",
+            tokenizer=component.tokenizer,
+            max_tokens=component.max_tokens,
+            start=component.start,
+            end=component.end,
+            suppress=component.suppress,
+            suppress_first=component.suppress_first,
         )
     return Head(
         inputs=inputs,
@@ -172,9 +195,16 @@ def _input_tensor(
     recipe: Recipe, where: str, component: ComponentRecipe, value: InputRecipe, made: Mapping[str, Skeleton]
 ) -> TensorSpec:
     upstream, dot, output = value.source.partition(".")
+    steps = value.preprocess
+    if isinstance(steps, TokenSteps) and (dot or isinstance(recipe.modalities[upstream], TextModality)):
+        unit = {"ids": "token ids", "mask": "1 for tokens, 0 for padding", "segments": "segment ids"}[steps.gives]
+        return TensorSpec(dtype="int64", shape=("batch", steps.max_length), layout="NT", unit=unit)
     if dot:
         return _freed(made[upstream].outputs[output].tensor)
-    modality, steps = recipe.modalities[value.source], value.preprocess
+    return _modality_tensor(recipe.modalities[upstream], steps, component, where)
+
+
+def _modality_tensor(modality: Modality, steps: Preprocess, component: ComponentRecipe, where: str) -> TensorSpec:
     window = component.window if isinstance(component, EncoderRecipe) else None
     if isinstance(steps, ImageSteps):
         channels = 1 if steps.color == "gray" else 3
@@ -190,9 +220,6 @@ def _input_tensor(
         return TensorSpec(dtype="float32", shape=("batch", frames, steps.n_mels), layout="NTC", unit="log mel power")
     if isinstance(steps, RawSteps) and isinstance(modality, AudioModality) and window is not None:
         return TensorSpec(dtype="float32", shape=("batch", window.length), layout="NT", unit="full scale +-1")
-    if isinstance(steps, TokenSteps) and isinstance(modality, TextModality):
-        unit = {"ids": "token ids", "mask": "1 for tokens, 0 for padding", "segments": "segment ids"}[steps.gives]
-        return TensorSpec(dtype="int64", shape=("batch", steps.max_length), layout="NT", unit=unit)
     if isinstance(steps, RawSteps) and isinstance(modality, SensorModality):
         return TensorSpec(dtype="float32", shape=("batch", *modality.shape), unit=modality.unit)
     raise RecipeError(
@@ -230,5 +257,7 @@ def _check_state(name: str, state: State, value: NDArray[Any]) -> None:
 
 
 def _upstream(component: ComponentRecipe) -> set[str]:
-    sources = (value.source for value in component.sources().values())
+    sources = [value.source for value in component.sources().values()]
+    if isinstance(component, EncoderRecipe) and component.utterances is not None:
+        sources.append(component.utterances.source)
     return {source.partition(".")[0] for source in sources if "." in source}

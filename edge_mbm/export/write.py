@@ -124,9 +124,17 @@ def _golden(draft: Draft, contents: dict[str, bytes]) -> tuple[GoldenSample, ...
 def _arrays(prefix: str, values: Mapping[str, NDArray[Any] | str], contents: dict[str, bytes]) -> dict[str, str]:
     paths = {}
     for key, value in values.items():
-        paths[key] = f"{prefix}.{key}.{'txt' if isinstance(value, str) else 'npy'}"
-        contents[paths[key]] = value.encode() if isinstance(value, str) else _npy(value)
+        text = _text(value)
+        paths[key] = f"{prefix}.{key}.{'npy' if text is None else 'txt'}"
+        contents[paths[key]] = _npy(np.asarray(value)) if text is None else text.encode()
     return paths
+
+
+def _text(value: NDArray[Any] | str) -> str | None:
+    """A modality's text, or a decoder's; None of numbers."""
+    if isinstance(value, str):
+        return value
+    return str(value[0]) if value.dtype.kind == "U" else None
 
 
 def _npy(array: NDArray[Any]) -> bytes:

@@ -1,15 +1,19 @@
 """Host-side steps, one implementation for training, calibration and the device."""
 
 from edge_mbm.preprocess.audio import LogMel, as_array, as_utterance, as_waveform, mel_filterbank
+from edge_mbm.preprocess.decoding import Decoding, Scored, Stepper
 from edge_mbm.preprocess.image import ImagePreprocessor, as_frame
 from edge_mbm.preprocess.steps import Preprocessor, build_preprocessor
 from edge_mbm.preprocess.text import Detokenizer, TextPreprocessor, as_text
 
 __all__ = [
+    "Decoding",
     "Detokenizer",
     "ImagePreprocessor",
     "LogMel",
     "Preprocessor",
+    "Scored",
+    "Stepper",
     "TextPreprocessor",
     "as_array",
     "as_frame",

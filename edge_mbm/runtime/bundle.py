@@ -42,6 +42,14 @@ class Bundle(BundleFiles):
         """
         if not isinstance(self.manifest.modalities[modality], TextModality):
             return self.read_array(path)
+        return self.read_text(path)
+
+    def read_text(self, path: str) -> str:
+        """A listed file of text.
+
+        Raises:
+            BundleIntegrityError: not listed, altered, or not UTF-8.
+        """
         try:
             return self.read(path).decode()
         except UnicodeDecodeError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from edge_mbm.runtime.bundle import Bundle
 from edge_mbm.runtime.engine import EngineLoader
 from edge_mbm.runtime.plan import Planned, plan
 from edge_mbm.runtime.session import Session, SessionOptions
-from edge_mbm.spec import Classification, GoldenSample, Manifest, Timing, Variant
+from edge_mbm.spec import Classification, Decoder, GoldenSample, Manifest, Timing, Tokens, Variant
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,7 +44,7 @@ class OutputCheck(Struct, frozen=True, kw_only=True):
     max_abs: float | None
     """Greatest difference; None where one is not a number."""
     agreement: float | None
-    """Share of samples with the reference's label; classifications only."""
+    """Share of samples with the reference's label, or text; None of other outputs."""
 
     @property
     def passed(self) -> bool:
@@ -110,6 +111,7 @@ def verify_bundle(
 
     An output that only fp32 graphs computed must be within 60 dB of its reference. One that other variants had a part
     in must come within 10 dB of the lowest error that was measured for them on export, and never needs more than 60 dB.
+    A text's noise is the words that are not in their places: one wrong word is one too many for fp32 graphs.
 
     Args:
         bundle: an opened bundle, so its bytes are verified.
@@ -154,6 +156,16 @@ class _Difference:
         self._noise += float(np.square(error).sum())
         self._max_abs = float(np.maximum(self._max_abs, np.abs(error).max()))  # keeps NaN, which max does not
         self._agreed += int(got.argmax()) == int(reference.argmax())
+
+    def add_text(self, got: str, reference: str) -> None:
+        """A text counts as its words, in their places."""
+        words, wanted = got.split(), reference.split()
+        wrong = sum(a != b for a, b in zip_longest(words, wanted))
+        self.samples += 1
+        self._signal += max(1, len(wanted))
+        self._noise += wrong
+        self._max_abs = max(self._max_abs, float(wrong > 0))
+        self._agreed += got == reference
 
     @property
     def agreement(self) -> float:
@@ -214,15 +226,33 @@ def _compare(bundle: Bundle, session: Session, sample: GoldenSample, differences
     except InputError as error:
         raise ManifestError(f"golden '{sample.id}' does not fit the bundle: {error}. Export it again.") from error
     for name, path in sample.outputs.items():
+        component = bundle.manifest.components[name.partition(".")[0]]
+        difference = differences.setdefault(name, _Difference())
+        if isinstance(component, Decoder):
+            difference.add_text(_said(sample, name, got), bundle.read_text(path))
+            continue
         reference = bundle.read_array(path)
         _check_reference(sample, name, reference, got)
-        differences.setdefault(name, _Difference()).add(got[name], reference)
+        difference.add(got[name], reference)
+
+
+def _said(sample: GoldenSample, name: str, got: Mapping[str, Any]) -> str:
+    if name not in got:
+        raise ManifestError(_not_run(sample, name))
+    return str(got[name].text)
+
+
+def _not_run(sample: GoldenSample, name: str) -> str:
+    return (
+        f"golden '{sample.id}': the reference for '{name}' is of a component that no head runs on "
+        f"{sorted(sample.inputs)}: export it again"
+    )
 
 
 def _check_reference(sample: GoldenSample, name: str, reference: NDArray[Any], got: Mapping[str, NDArray[Any]]) -> None:
     where = f"golden '{sample.id}': the reference for '{name}'"
     if name not in got:
-        raise ManifestError(f"{where} is of a component that no head runs on {sorted(sample.inputs)}: export it again")
+        raise ManifestError(_not_run(sample, name))
     if reference.shape != got[name].shape or reference.dtype != np.float32:
         raise ManifestError(
             f"{where} is {reference.dtype}{list(reference.shape)}, "
@@ -244,7 +274,7 @@ def _check(manifest: Manifest, planned: Iterable[Planned], name: str, found: _Di
         sqnr_db=found.sqnr_db,
         required_db=_required_db(name, [manifest.components[key].variants[v] for key, v in chain.items()]),
         max_abs=found.max_abs,
-        agreement=found.agreement if isinstance(task, Classification) else None,
+        agreement=found.agreement if isinstance(task, Classification | Tokens) else None,
     )
 
 

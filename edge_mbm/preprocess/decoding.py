@@ -81,7 +81,7 @@ class Decoding:
     def search(self, stepper: Stepper, beams: int) -> list[Scored]:
         """The best of several hypotheses by mean log probability of a token.
 
-        A hypothesis that has ended stays in the race: the search goes on until as many have ended as are followed.
+        It goes on until as many have ended as are followed, and none that goes on is better so far.
 
         Raises:
             EngineError: a score is not finite.
@@ -91,7 +91,7 @@ class Decoding:
         ended: list[_Hypothesis] = []
         for count in range(self.most):
             going = self._extended(going, beams, count, ended)
-            if len(ended) >= beams or not going or count + 1 == self.most:
+            if not going or count + 1 == self.most or _is_decided(going, ended, beams):
                 break
             going = [self._advanced(stepper, hypothesis, count) for hypothesis in going]
         return list(max(ended or going, key=_Hypothesis.mean).chosen)
@@ -108,7 +108,7 @@ class Decoding:
     def _extended(
         self, going: Sequence[_Hypothesis], beams: int, count: int, ended: list[_Hypothesis]
     ) -> list[_Hypothesis]:
-        """The best hypotheses that are one token longer; those that end with it go to ``ended``."""
+        """The best hypotheses that are one token longer; those of the best that end with it go to ``ended``."""
         longer = []
         for old in going:
             known = self._log_probabilities(old.scores, count)
@@ -116,12 +116,11 @@ class Decoding:
             best = (Scored(int(token), float(known[token])) for token in np.argpartition(-known, wide - 1)[:wide])
             longer += [old._replace(chosen=(*old.chosen, scored)) for scored in best]
         longer.sort(key=lambda hypothesis: -hypothesis.total())
-        kept: list[_Hypothesis] = []
-        for hypothesis in longer:
-            if len(kept) == beams:
-                break
-            (ended if hypothesis.chosen[-1].token == self._decoder.end else kept).append(hypothesis)
-        return kept
+        ended += [hypothesis for hypothesis in longer[:beams] if self._has_ended(hypothesis)]
+        return [hypothesis for hypothesis in longer if not self._has_ended(hypothesis)][:beams]
+
+    def _has_ended(self, hypothesis: _Hypothesis) -> bool:
+        return hypothesis.chosen[-1].token == self._decoder.end
 
     def _advanced(self, stepper: Stepper, hypothesis: _Hypothesis, count: int) -> _Hypothesis:
         stepper.restore(hypothesis.seen)
@@ -156,3 +155,7 @@ class _Hypothesis(NamedTuple):
     def mean(self) -> float:
         """Of one token: what makes texts of different lengths comparable."""
         return self.total() / len(self.chosen)
+
+
+def _is_decided(going: Sequence[_Hypothesis], ended: Sequence[_Hypothesis], beams: int) -> bool:
+    return len(ended) >= beams and max(map(_Hypothesis.mean, ended)) >= max(map(_Hypothesis.mean, going))

@@ -6,9 +6,18 @@ microphones, files), ``recording`` (MCAP), ``verify``, ``governor``, ``metrics``
 
 from edge_mbm.runtime.bundle import Bundle, load
 from edge_mbm.runtime.clock import Clock, MonotonicClock
+from edge_mbm.runtime.decode import DecodeOptions, Piece
 from edge_mbm.runtime.engine import Engine, EngineLoader, OnnxRuntimeEngine
 from edge_mbm.runtime.live import Live, open_live
-from edge_mbm.runtime.result import ClassificationOutput, EmbeddingOutput, RegressionOutput, Result, TaskOutput
+from edge_mbm.runtime.result import (
+    ClassificationOutput,
+    EmbeddingOutput,
+    RegressionOutput,
+    Result,
+    Segment,
+    TaskOutput,
+    TextOutput,
+)
 from edge_mbm.runtime.session import Session, SessionOptions
 from edge_mbm.runtime.sinks import JsonLines
 from edge_mbm.runtime.source import Sample, Source
@@ -17,6 +26,7 @@ __all__ = [
     "Bundle",
     "ClassificationOutput",
     "Clock",
+    "DecodeOptions",
     "EmbeddingOutput",
     "Engine",
     "EngineLoader",
@@ -24,13 +34,16 @@ __all__ = [
     "Live",
     "MonotonicClock",
     "OnnxRuntimeEngine",
+    "Piece",
     "RegressionOutput",
     "Result",
     "Sample",
+    "Segment",
     "Session",
     "SessionOptions",
     "Source",
     "TaskOutput",
+    "TextOutput",
     "load",
     "open_live",
 ]

@@ -22,7 +22,7 @@ from edge_mbm.spec import (
     Variant,
 )
 
-__all__ = ["Planned", "choose_heads", "choose_variant", "plan"]
+__all__ = ["Planned", "choose_heads", "choose_variant", "needed_by", "plan"]
 
 _RUNNABLE_MODALITIES = (ImageModality, AudioModality, TextModality, SensorModality)
 _CPU_TARGETS = {"x86_64": "x86-cpu", "amd64": "x86-cpu", "aarch64": "arm-cpu", "arm64": "arm-cpu"}
@@ -52,7 +52,7 @@ def plan(manifest: Manifest, heads: Iterable[str] | None = None, variant: str = 
         ManifestError: the heads need something that this version cannot run.
     """
     _check_variant_exists(manifest, variant)
-    needed = _upstream_of(manifest, choose_heads(manifest, heads))
+    needed = needed_by(manifest, choose_heads(manifest, heads))
     planned = []
     for name in manifest.order():
         if name in needed:
@@ -111,9 +111,10 @@ def _check_variant_exists(manifest: Manifest, variant: str) -> None:
         raise InputError(f"no component of '{manifest.name}' has the variant '{variant}'; there are {sorted(known)}")
 
 
-def _upstream_of(manifest: Manifest, heads: Iterable[str]) -> set[str]:
+def needed_by(manifest: Manifest, names: Iterable[str]) -> set[str]:
+    """Components, and all that must run before them."""
     needed: set[str] = set()
-    pending = list(heads)
+    pending = list(names)
     while pending:
         name = pending.pop()
         if name not in needed:

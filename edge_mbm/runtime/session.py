@@ -18,11 +18,11 @@ from edge_mbm.errors import EngineError, InputError, SessionClosedError
 from edge_mbm.preprocess import as_array, as_frame, as_text, as_utterance, as_waveform
 from edge_mbm.runtime.align import Aligner, Match
 from edge_mbm.runtime.component import ComponentRunner, Encoded, Node
-from edge_mbm.runtime.decode import GREEDY, DecodeOptions, DecoderRunner
+from edge_mbm.runtime.decode import GREEDY, DecodeOptions, DecoderRunner, Piece
 from edge_mbm.runtime.engine import Engine, EngineLoader, OnnxRuntimeEngine
 from edge_mbm.runtime.feed import FOREVER, Feed
 from edge_mbm.runtime.head import Answering, HeadNode, Relay
-from edge_mbm.runtime.plan import Planned, choose_heads, plan
+from edge_mbm.runtime.plan import Planned, choose_heads, needed_by, plan
 from edge_mbm.runtime.result import Result, Segment
 from edge_mbm.runtime.ring import AudioRing
 from edge_mbm.runtime.status import EncoderStatus, HeadStatus
@@ -378,7 +378,8 @@ class Session:
                 counts[f"{head.name}.overflowed"] = head.aligner.overflowed
                 counts[f"{head.name}.overtaken"] = head.aligner.overtaken
                 counts[f"{head.name}.skipped"] = head.aligner.skipped
-                counts[f"{head.name}.failed"] = head.aligner.failed
+                # A decoder that answers is a node as well.
+                counts[f"{head.name}.failed"] = counts.get(f"{head.name}.failed", 0) + head.aligner.failed
         return counts
 
     # --- choosing and watching ---------------------------------------------------------------------------------------
@@ -449,6 +450,39 @@ class Session:
             EngineError: a component failed.
         """
         return self._run_once(inputs)[0]
+
+    def generate(self, decoder: str, **inputs: object) -> Iterator[Piece]:
+        """What a decoder writes about one set of inputs, piece by piece as it comes, apart from any stream.
+
+        Whoever stops asking ends it; the session's budget of tokens does too. Nothing else may run meanwhile.
+
+        Args:
+            decoder: one that this session loaded. It takes the likeliest token at each step.
+            inputs: as for ``infer``.
+
+        Raises:
+            InputError: no such decoder, wrong data, or it cannot do without a missing modality.
+            EngineError: a component failed.
+        """
+        self._check_open()
+        runner = self._runners.get(decoder)
+        if not isinstance(runner, DecoderRunner):
+            known = [name for name, made in self._runners.items() if isinstance(made, DecoderRunner)]
+            raise InputError(f"no decoder '{decoder}' runs in this session; there is {known}")
+        for modality in inputs:
+            self._check_modality(modality)
+        outputs: dict[str, Any] = dict(inputs)
+        needed = needed_by(self.manifest, [decoder]) - {decoder}
+        for name in (planned.name for planned in self.plan if planned.name in needed):  # in running order
+            self._encode_once(self._runners[name], outputs, {})
+        if not runner.sources <= outputs.keys():
+            lacking = [m for m in self.manifest.modalities_of(decoder) if m not in inputs]
+            raise InputError(f"decoder '{decoder}' cannot do without {', '.join(map(repr, lacking))}: give it")
+        return self._pieces(runner, outputs)
+
+    def _pieces(self, runner: DecoderRunner, outputs: Mapping[str, Any]) -> Iterator[Piece]:
+        with runner.fresh_state():
+            yield from runner.pieces(outputs)
 
     def run_components(self, **inputs: object) -> dict[str, NDArray[Any]]:
         """Every raw output, "component.output" -> array with a batch axis of 1; arguments and errors as ``infer``."""

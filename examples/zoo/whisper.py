@@ -14,7 +14,9 @@ import functools
 import json
 import math
 import re
+import shutil
 import struct
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
@@ -323,6 +325,19 @@ def word_accuracy(outputs: Mapping[str, NDArray[Any]], labels: Sequence[int]) ->
     return text_accuracy({"text": np.array(transcribe(outputs["hidden"]))}, labels)
 
 
+def main(arguments: list[str]) -> int:
+    """Copy the tokenizer, and silero's graph that hears where speech is, to where the recipe looks for them."""
+    if len(arguments) != 1:
+        print("usage: python examples/zoo/whisper.py FOLDER", file=sys.stderr)
+        return 2
+    silero = package_folder("silero_vad", "voice activity", "silero-vad") / "data" / "silero_vad.onnx"
+    for source, target in ((model_folder() / "tokenizer.json", "whisper/tokenizer.json"), (silero, silero.name)):
+        path = Path(arguments[0], target)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        print(shutil.copy(source, path))
+    return 0
+
+
 # --- decoding --------------------------------------------------------------------------------------------------------
 
 
@@ -472,3 +487,7 @@ def _attention(
             parts = np.split(arrays[f"{theirs}/linear_{index}/{kind}"], len(names))
             found |= {f"{ours}.{name}.{kind}": part for name, part in zip(names, parts, strict=True)}
     return found
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

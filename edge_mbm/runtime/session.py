@@ -646,7 +646,7 @@ class Session:
             self._tell(name, encoded)
         given = {f"{name}.{key}": value for key, value in encoded.outputs.items()}
         for follower in self._followers(name):
-            self._encode_with(follower, {**given, **sources}, t, {}, segment)
+            self._encode_with(follower, {**given, **sources}, t, dict(stages), segment)
 
     def _tell(self, name: str, encoded: Encoded) -> None:
         """Those who cut sound where this encoder hears speech."""

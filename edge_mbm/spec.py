@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -171,7 +171,7 @@ class LogMelSteps(Record, frozen=True, kw_only=True, tag="log_mel", tag_field="s
 
 
 class TokenSteps(Record, frozen=True, kw_only=True, tag="tokens", tag_field="steps"):
-    """Text to int64[1, max_length] with the tokenizer in ``asset``.
+    """Text to int64[1, max_length], or int64[1, lines, max_length], with the tokenizer in ``asset``.
 
     How text is normalised and split, what is added to it, and with what and on which side it is padded and cut, the
     tokenizer's file says (``preprocess.TextPreprocessor``); a manifest that said it too could contradict it.
@@ -182,6 +182,9 @@ class TokenSteps(Record, frozen=True, kw_only=True, tag="tokens", tag_field="ste
     max_length: Annotated[int, Meta(ge=1, le=65536)]
     gives: Literal["ids", "mask", "segments"] = "ids"
     """Token ids; 1 where a token is and 0 where padding is; or which of two joined texts a token is of."""
+    lines: Annotated[int, Meta(ge=1, le=1024)] = 1
+    """Above 1 the text is a list of prompts: so many of its lines at most, each a row of its own; empty lines do not
+    count, and rows without a line are padding. With 1 the text is one, line breaks and all."""
 
 
 class RawSteps(Record, frozen=True, kw_only=True, tag="raw", tag_field="steps"):
@@ -195,9 +198,11 @@ Preprocess: TypeAlias = ImageSteps | LogMelSteps | TokenSteps | RawSteps
 
 
 class Classification(Record, frozen=True, kw_only=True, tag="classification", tag_field="task"):
-    """One score per class. ``labels`` names the asset with one label a line, in order."""
+    """One score per class."""
 
     labels: Name
+    """The asset with one label a line, in order; or a text modality, for prompts that are classes: its lines, as they
+    were when the text was encoded that the scores are about."""
     activation: Literal["softmax", "sigmoid", "none"] = "softmax"
     """What turns the graph's numbers into scores; "none" when the graph already gives scores."""
 
@@ -414,6 +419,16 @@ class Head(_Component, frozen=True, kw_only=True, tag="head", tag_field="kind"):
             tensors[self.present.input] = TensorSpec(dtype="float32", shape=("batch", len(self.present.order)))
         return tensors
 
+    def needs(self, modalities: Collection[str]) -> tuple[str, ...]:
+        """Of the modalities that it depends on, those without which it gives no result.
+
+        All of them without a present mask; with one, the texts whose lines are its labels.
+        """
+        if self.present is None:
+            return tuple(modalities)
+        named = {output.task.labels for output in self.outputs.values() if isinstance(output.task, Classification)}
+        return tuple(name for name in modalities if name in named)
+
 
 class Detector(_Component, frozen=True, kw_only=True, tag="detector", tag_field="kind"):
     """Image to regions, which feed an encoder crop by crop."""
@@ -542,6 +557,16 @@ class Manifest(Record, frozen=True, kw_only=True, omit_defaults=False):
             if isinstance(self.modalities[name], TextModality) and name not in timed
         )
 
+    def lines(self, modality: str) -> int:
+        """Of how many lines at most a text counts as a list of prompts; 1 if it is one text, line breaks and all."""
+        inputs = [value for component in self.components.values() for value in component.inputs.values()]
+        steps = (value.preprocess for value in inputs if value.source == modality)
+        return max((step.lines for step in steps if isinstance(step, TokenSteps)), default=1)
+
+    def is_prompted(self, task: Task) -> bool:
+        """Whether a task is a classification whose labels are the lines of a text."""
+        return isinstance(task, Classification) and task.labels in self.modalities
+
     def check(self) -> None:
         """Apply every rule that the types do not carry.
 
@@ -635,6 +660,8 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     for head in manifest.default_heads:
         if head not in heads:
             yield f"default_heads names '{head}', which is not a head; heads are {sorted(heads)}"
+    for name in manifest.modalities:
+        yield from _lines_problems(manifest, name)
     for name, asset in manifest.assets.items():
         yield from _file_problems(manifest, asset.path, f"assets.{name}.path")
     for sample in manifest.golden:
@@ -675,6 +702,7 @@ def _component_problems(manifest: Manifest, name: str, component: Component) -> 
     for key, output in component.outputs.items():
         yield from _shape_problems(output.tensor, f"{where}.outputs.{key}.tensor")
         yield from _task_problems(manifest, output.task, f"{where}.outputs.{key}.task")
+        yield from _prompt_problems(manifest, name, output, f"{where}.outputs.{key}")
     for state in component.states:
         yield from _shape_problems(state.tensor, f"{where}.states.{state.input}.tensor")
     yield from _tensor_name_problems(component, where)
@@ -742,6 +770,17 @@ def _steps_problems(manifest: Manifest, value: Input, where: str) -> Iterator[st
         yield from _log_mel_problems(steps, f"{where}.preprocess")
 
 
+def _lines_problems(manifest: Manifest, modality: str) -> Iterator[str]:
+    for name, component in manifest.components.items():
+        for key, value in component.inputs.items():
+            steps, lines = value.preprocess, manifest.lines(modality)
+            if value.source == modality and isinstance(steps, TokenSteps) and steps.lines != lines:
+                yield (
+                    f"components.{name}.inputs.{key}.preprocess.lines is {steps.lines}, but '{modality}' is taken as "
+                    f"{lines} lines elsewhere: the same for every input of a text"
+                )
+
+
 def _log_mel_problems(steps: LogMelSteps, where: str) -> Iterator[str]:
     if steps.n_fft < steps.window_length:
         yield f"{where}.n_fft is {steps.n_fft}, shorter than the window of {steps.window_length} samples"
@@ -773,10 +812,28 @@ def _shape_problems(tensor: TensorSpec, where: str) -> Iterator[str]:
 
 
 def _task_problems(manifest: Manifest, task: Task, where: str) -> Iterator[str]:
-    if isinstance(task, Classification):
+    if isinstance(task, Classification) and task.labels not in manifest.modalities:
         yield from _asset_problems(manifest, task.labels, f"{where}.labels")
     elif isinstance(task, Tokens):
         yield from _asset_problems(manifest, task.tokenizer, f"{where}.tokenizer")
+
+
+def _prompt_problems(manifest: Manifest, name: str, output: Output, where: str) -> Iterator[str]:
+    """Labels that are a text's lines: the scores depend on that text, and there is one for each line."""
+    task = output.task
+    if not isinstance(task, Classification) or not manifest.is_prompted(task):
+        return
+    if task.labels in manifest.assets:
+        yield f"{where}.task.labels is '{task.labels}', an asset and a modality: give one of them another name"
+    if not isinstance(manifest.modalities[task.labels], TextModality):
+        yield f"{where}.task.labels is '{task.labels}', which is no text: labels are an asset's lines, or a text's"
+    elif not isinstance(manifest.components[name], Head) or task.labels not in manifest.modalities_of(name):
+        yield f"{where}.task.labels are the lines of '{task.labels}', which only a head that depends on it can score"
+    elif math.prod(output.tensor.resolve()[1:]) != manifest.lines(task.labels):
+        yield (
+            f"{where} is {_show(output.tensor)}, but '{task.labels}' has {manifest.lines(task.labels)} lines: "
+            "a score for each"
+        )
 
 
 def _asset_problems(manifest: Manifest, name: str, where: str) -> Iterator[str]:

@@ -12,8 +12,8 @@ from edge_mbm.errors import CalibrationError, EdgeMbmError, ExportError
 from edge_mbm.export.graph import first_line
 from edge_mbm.export.recordings import Recording
 from edge_mbm.export.skeleton import Skeleton
-from edge_mbm.preprocess import as_waveform, build_preprocessor
-from edge_mbm.spec import Encoder, Head
+from edge_mbm.preprocess import as_lines, as_waveform, build_preprocessor
+from edge_mbm.spec import Classification, Encoder, Head, Output, TokenSteps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,6 +50,12 @@ class Chain:
             for name, component in components.items()
             for key, value in component.inputs.items()
             if "." not in value.source
+        }
+        self._lines = {
+            value.source: value.preprocess.lines
+            for component in components.values()
+            for value in component.inputs.values()
+            if isinstance(value.preprocess, TokenSteps)
         }
 
     def run(
@@ -88,8 +94,18 @@ class Chain:
                 last = runners[name](inputs)
                 states = {state.input: np.asarray(last[state.output]) for state in component.states}
             if last is not None:
-                outputs |= {f"{name}.{key}": np.asarray(last[key]) for key in component.outputs}
+                outputs |= {
+                    f"{name}.{key}": np.asarray(last[key])[:, : self._scores(value, recording)]
+                    for key, value in component.outputs.items()
+                }
         return outputs
+
+    def _scores(self, output: Output, recording: Recording) -> int | None:
+        """How many there are in a classification by the lines of a text, as on the device; None for all of them."""
+        task = output.task
+        if not isinstance(task, Classification) or task.labels not in self._lines:
+            return None
+        return len(as_lines(recording.inputs[task.labels], self._lines[task.labels]))
 
     def _calls(self, name: str, component: Skeleton, recording: Recording, outputs: Arrays) -> Iterator[Arrays]:
         if isinstance(component, Head):
@@ -126,7 +142,7 @@ class Chain:
 
     def _head_call(self, name: str, head: Head, recording: Recording, outputs: Arrays) -> Iterator[Arrays]:
         absent = [m for m in self._modalities(name) if m not in recording.inputs]
-        if absent and (head.present is None or len(absent) == len(self._modalities(name))):
+        if head.needs(absent) or len(absent) == len(self._modalities(name)):
             return
         given = {
             key: outputs.get(value.source, np.zeros(value.tensor.resolve(), value.tensor.dtype))

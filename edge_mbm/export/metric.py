@@ -51,7 +51,7 @@ class Metric:
             (values, label) for values, label in zip(got, truth, strict=True) if all(key in values for key in keys)
         ]
         outputs = {
-            name: np.concatenate([np.asarray(values[key], np.float32) for values, _ in known])
+            name: _joined([np.asarray(values[key], np.float32) for values, _ in known])
             for name, key in zip(self.outputs, keys, strict=True)
         }
         value = self._called(outputs, [label for _, label in known])
@@ -75,6 +75,15 @@ class Metric:
                 f"metric = '{self.reference}' raised {type(error).__name__} on {shapes} and {len(labels)} labels: "
                 f"{error}{place(error)}"
             ) from error
+
+
+def _joined(arrays: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """One after the other; scores for fewer prompts than elsewhere are followed by minus infinity: never the best."""
+    shapes = {array.shape[1:] for array in arrays}
+    if len(shapes) > 1 and all(len(shape) == 1 for shape in shapes):
+        width = max(array.shape[1] for array in arrays)
+        arrays = [np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=-np.inf) for array in arrays]
+    return np.concatenate(arrays)
 
 
 def load_metrics(recipe: Recipe) -> dict[str, Metric]:

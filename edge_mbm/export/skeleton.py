@@ -192,7 +192,8 @@ def _input_tensor(
         return TensorSpec(dtype="float32", shape=("batch", window.length), layout="NT", unit="full scale +-1")
     if isinstance(steps, TokenSteps) and isinstance(modality, TextModality):
         unit = {"ids": "token ids", "mask": "1 for tokens, 0 for padding", "segments": "segment ids"}[steps.gives]
-        return TensorSpec(dtype="int64", shape=("batch", steps.max_length), layout="NT", unit=unit)
+        rows, layout = ((), "NT") if steps.lines == 1 else ((steps.lines,), "NLT")
+        return TensorSpec(dtype="int64", shape=("batch", *rows, steps.max_length), layout=layout, unit=unit)
     if isinstance(steps, RawSteps) and isinstance(modality, SensorModality):
         return TensorSpec(dtype="float32", shape=("batch", *modality.shape), unit=modality.unit)
     raise RecipeError(
@@ -203,7 +204,7 @@ def _input_tensor(
 
 
 def _check_labels(recipe: Recipe, where: str, output: Output) -> None:
-    if isinstance(output.task, Classification):
+    if isinstance(output.task, Classification) and output.task.labels in recipe.labels:
         labels, classes = len(recipe.labels[output.task.labels]), math.prod(output.tensor.resolve()[1:])
         if labels != classes:
             raise RecipeError(f"'{where}' gives {classes} values, labels.{output.task.labels} has {labels} names")

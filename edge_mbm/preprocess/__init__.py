@@ -3,7 +3,7 @@
 from edge_mbm.preprocess.audio import LogMel, as_array, as_waveform, mel_filterbank
 from edge_mbm.preprocess.image import ImagePreprocessor, as_frame
 from edge_mbm.preprocess.steps import Preprocessor, build_preprocessor
-from edge_mbm.preprocess.text import TextPreprocessor, as_text
+from edge_mbm.preprocess.text import TextPreprocessor, as_lines, as_text
 
 __all__ = [
     "ImagePreprocessor",
@@ -12,6 +12,7 @@ __all__ = [
     "TextPreprocessor",
     "as_array",
     "as_frame",
+    "as_lines",
     "as_text",
     "as_waveform",
     "build_preprocessor",

@@ -55,7 +55,7 @@ class Aligner:
     ) -> None:
         self._head = head
         self._nodes = nodes
-        self._modalities = modalities
+        self.modalities = modalities
         self.feeds = tuple(feeds.values())
         self._max_pending = max_pending
         self._latched = frozenset(latched)
@@ -89,12 +89,12 @@ class Aligner:
         while self._pending and self._is_settled(self._pending[0].t, now):
             pivot = self._pending.popleft()
             inputs = {key: self._current(key, pivot.t) for key in self._nodes}
-            missing = tuple(dict.fromkeys(self._modalities[key] for key, value in inputs.items() if value is None))
-            if missing and self._head.present is None:
+            missing = tuple(dict.fromkeys(self.modalities[key] for key, value in inputs.items() if value is None))
+            if self._head.needs(missing):
                 self.skipped += 1
                 continue
             # A prompt of an hour ago is not an hour out of step.
-            timed = [inputs[key] for key, modality in self._modalities.items() if modality not in self._latched]
+            timed = [inputs[key] for key, modality in self.modalities.items() if modality not in self._latched]
             times = [value.t for value in timed if value is not None] or [pivot.t]
             wait = perf_counter_ns() - pivot.encoded
             return Match(pivot.t, inputs, missing, max(times) - min(times), wait, self._take_dropped())
@@ -154,7 +154,7 @@ class Aligner:
 
     def _current(self, key: str, t: int) -> Encoded | None:
         encoded = self._nodes[key].at(t)
-        modality = self._modalities[key]
+        modality = self.modalities[key]
         if encoded is None or modality in self._latched:
             return encoded
         return encoded if t - encoded.t <= self._head.tolerance_ns.get(modality, 0) else None

@@ -102,6 +102,8 @@ class Encoded(NamedTuple):
     stages: Mapping[str, int]
     gated: bool = False
     """The item was skipped: these are the previous one's outputs."""
+    text: str | None = None
+    """What was read, where that was a text: its lines may be labels."""
 
 
 class EncoderNode:
@@ -118,8 +120,8 @@ class EncoderNode:
         self._gate = make_gate(component.gate if isinstance(component, Encoder) else None)
         self._recent: deque[Encoded] = deque(maxlen=_HISTORY)
 
-    def encode(self, sources: Mapping[str, Any], t: int, stages: dict[str, int]) -> Encoded:
-        """Run once, or let the previous outputs stand where the gate allows it.
+    def encode(self, sources: Mapping[str, Any], t: int, stages: dict[str, int], text: str | None = None) -> Encoded:
+        """Run once, or let the previous outputs stand where the gate allows it; ``text`` as for ``Encoded``.
 
         Raises:
             EngineError: the engine failed, or an output is not finite; a carried state starts anew.
@@ -142,7 +144,7 @@ class EncoderNode:
                 )
         if self._gate is not None:
             self._gate.let_through(item, t)
-        return Encoded(t, kept, stages)
+        return Encoded(t, kept, stages, text=text)
 
     def remember(self, encoded: Encoded) -> None:
         """Keep outputs for ``at``."""

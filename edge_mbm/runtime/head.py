@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from edge_mbm.errors import EngineError, InputError
+from edge_mbm.preprocess import as_lines
 from edge_mbm.runtime.align import Aligner, Match
 from edge_mbm.runtime.component import ComponentRunner
 from edge_mbm.runtime.result import Result, TaskOutput, interpret
@@ -17,7 +18,15 @@ from edge_mbm.spec import Head, Input
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["HeadNode"]
+__all__ = ["HeadNode", "Prompts"]
+
+
+class Prompts(NamedTuple):
+    """Labels that are the lines of a text."""
+
+    modality: str
+    lines: int
+    """At most."""
 
 
 class HeadNode:
@@ -28,7 +37,7 @@ class HeadNode:
         head: its manifest entry.
         aligner: gathers what goes in.
         modalities: that it depends on.
-        labels: per classifying output.
+        labels: per classifying output; of one whose labels are the lines of a text, which text, and how many lines.
         provider: execution providers of the head and of the encoders that feed it.
     """
 
@@ -39,7 +48,7 @@ class HeadNode:
         aligner: Aligner,
         *,
         modalities: tuple[str, ...],
-        labels: Mapping[str, tuple[str, ...]],
+        labels: Mapping[str, tuple[str, ...] | Prompts],
         provider: str,
     ) -> None:
         self.name = runner.name
@@ -66,7 +75,8 @@ class HeadNode:
         for encoded in match.inputs.values():
             stages.update(encoded.stages if encoded is not None else {})
         try:
-            result = self._result(self._run(self._sources(match), match.missing, stages), match, stages, self._seq)
+            outputs = self._run(self._sources(match), match.missing, stages)
+            result = self._result(outputs, match, stages, self._seq, self._labelled(self._texts(match)))
         except EngineError:
             self._runner.reset()
             raise
@@ -102,13 +112,16 @@ class HeadNode:
             InputError: it cannot do without what is missing.
         """
         missing = tuple(modality for modality in self._modalities if modality not in known)
-        if missing and (self._head.present is None or len(missing) == len(self._modalities)):
-            raise InputError(f"head '{self.name}' cannot do without {list(missing)}: give it")
+        needed = missing if len(missing) == len(self._modalities) else self._head.needs(missing)
+        if needed:
+            raise InputError(f"head '{self.name}' cannot do without {list(needed)}: give it")
         sources = {v.source: known.get(v.source, _zeros(v)) for v in self._head.inputs.values()}
         with self._runner.fresh_state():
             outputs = self._run(sources, missing, stages)
         match = Match(t=0, inputs={}, missing=missing, spread=0, wait=0, dropped=0)
-        return self._result(outputs, match, stages, 0), {key: outputs[key].copy() for key in self._head.outputs}
+        labels = self._labelled(known)
+        result = self._result(outputs, match, stages, 0, labels)
+        return result, {key: self._given(key, outputs, labels).copy() for key in self._head.outputs}
 
     def _sources(self, match: Match) -> dict[str, NDArray[Any]]:
         sources = {}
@@ -127,13 +140,20 @@ class HeadNode:
             mask[0] = [modality not in missing for modality in present.order]
         return self._runner.run(sources, stages)
 
-    def _result(self, outputs: Mapping[str, Any], match: Match, stages: Mapping[str, int], seq: int) -> Result:
+    def _result(
+        self,
+        outputs: Mapping[str, Any],
+        match: Match,
+        stages: Mapping[str, int],
+        seq: int,
+        labels: Mapping[str, tuple[str, ...]],
+    ) -> Result:
         return Result(
             head=self.name,
             seq=seq,
             t_capture=match.t,
             age=0,
-            outputs=self._interpret(outputs),
+            outputs=self._interpret(outputs, labels),
             missing=match.missing,
             spread=match.spread,
             dropped=match.dropped,
@@ -142,10 +162,33 @@ class HeadNode:
             provider=self._provider,
         )
 
-    def _interpret(self, outputs: Mapping[str, Any]) -> dict[str, TaskOutput]:
+    def _interpret(self, outputs: Mapping[str, Any], labels: Mapping[str, tuple[str, ...]]) -> dict[str, TaskOutput]:
         return {
-            key: interpret(output, outputs[key], self._labels.get(key, ()), f"'{self.name}.{key}'")
+            key: interpret(
+                output,
+                self._given(key, outputs, labels),
+                labels.get(key, ()),
+                f"'{self.name}.{key}'",
+                prompted=isinstance(self._labels.get(key), Prompts),
+            )
             for key, output in self._head.outputs.items()
+        }
+
+    def _given(self, key: str, outputs: Mapping[str, Any], labels: Mapping[str, tuple[str, ...]]) -> NDArray[Any]:
+        """An output, of prompts only as far as there are any."""
+        array: NDArray[Any] = outputs[key]
+        return array[:, : len(labels[key])] if isinstance(self._labels.get(key), Prompts) else array
+
+    def _texts(self, match: Match) -> dict[str, str]:
+        """Per modality the text that was encoded, which a newer one may have replaced since."""
+        found = {self.aligner.modalities[key]: encoded for key, encoded in match.inputs.items() if encoded is not None}
+        return {modality: encoded.text for modality, encoded in found.items() if encoded.text is not None}
+
+    def _labelled(self, texts: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+        """Per classifying output its labels, of a text those that it has."""
+        return {
+            key: as_lines(texts[known.modality], known.lines) if isinstance(known, Prompts) else known
+            for key, known in self._labels.items()
         }
 
 

@@ -15,12 +15,12 @@ from msgspec import structs
 
 from edge_mbm.bundle import BundleFiles
 from edge_mbm.errors import EngineError, InputError, SessionClosedError
-from edge_mbm.preprocess import as_array, as_frame, as_text, as_waveform
+from edge_mbm.preprocess import as_array, as_frame, as_lines, as_waveform
 from edge_mbm.runtime.align import Aligner, Match
 from edge_mbm.runtime.component import ComponentRunner, EncoderNode
 from edge_mbm.runtime.engine import Engine, EngineLoader, OnnxRuntimeEngine
 from edge_mbm.runtime.feed import FOREVER, Feed
-from edge_mbm.runtime.head import HeadNode
+from edge_mbm.runtime.head import HeadNode, Prompts
 from edge_mbm.runtime.plan import Planned, plan
 from edge_mbm.runtime.result import Result
 from edge_mbm.runtime.ring import AudioRing
@@ -33,7 +33,7 @@ from edge_mbm.spec import (
     Encoder,
     Head,
     ImageModality,
-    Modality,
+    Manifest,
     SensorModality,
     TextModality,
     TokenSteps,
@@ -127,7 +127,8 @@ class Session:
             modality: its name in the manifest.
             data: image: uint8[H, W, 3] RGB or uint8[H, W] gray, kept by reference until the next poll. Audio: float or
                 int16 [samples] or [samples, channels]. Text: str, which counts until the next, see
-                ``Manifest.latched``. Sensor: a vector of the manifest's shape.
+                ``Manifest.latched``; a list of prompts has one a line, see ``TokenSteps.lines``. Sensor: a vector of
+                the manifest's shape.
             t: capture time, ns; of the first sample for audio. Must not go back.
             rate: audio only: its sample rate, Hz, if it is not the manifest's; it is resampled with soxr.
 
@@ -142,7 +143,7 @@ class Session:
                 for node, is_broken in zip(self._listeners(modality), broken, strict=True):
                     node.starts_anew |= is_broken
         elif stream is not None:
-            _check_item(self.manifest.modalities[modality], data, modality)
+            _check_item(self.manifest, data, modality)
             with self._lock:
                 stream.push(data, t)
 
@@ -240,7 +241,8 @@ class Session:
             node.reset()
         try:
             stages = {} if work.pushed is None else {"queue": perf_counter_ns() - work.pushed}
-            self._encode_with(node, {feed.stream.name: work.data}, work.t, stages)
+            text = work.data if isinstance(work.data, str) else None
+            self._encode_with(node, {feed.stream.name: work.data}, work.t, stages, text)
         finally:
             with self._lock:
                 feed.done()
@@ -540,9 +542,14 @@ class Session:
                 latched=self.manifest.latched(name),
             ),
             modalities=self.manifest.modalities_of(name),
-            labels={key: bundle.read_labels(t.labels) for key, t in tasks.items() if isinstance(t, Classification)},
+            labels={key: self._labels(bundle, t) for key, t in tasks.items() if isinstance(t, Classification)},
             provider="+".join(sorted({self._runners[part].engine.provider for part in (name, *feeding.values())})),
         )
+
+    def _labels(self, bundle: BundleFiles, task: Classification) -> tuple[str, ...] | Prompts:
+        if self.manifest.is_prompted(task):
+            return Prompts(task.labels, self.manifest.lines(task.labels))
+        return bundle.read_labels(task.labels)
 
     def _listeners(self, source: str) -> list[EncoderNode]:
         """Encoders that take ``source`` as input, in running order."""
@@ -550,11 +557,13 @@ class Session:
 
     # --- encoding ----------------------------------------------------------------------------------------------------
 
-    def _encode_with(self, node: EncoderNode, sources: Mapping[str, Any], t: int, stages: dict[str, int]) -> None:
+    def _encode_with(
+        self, node: EncoderNode, sources: Mapping[str, Any], t: int, stages: dict[str, int], text: str | None
+    ) -> None:
         """Run one encoder, then those that feed on it, and announce pivots."""
         name = node.runner.name
         try:
-            encoded = node.encode(sources, t, stages)
+            encoded = node.encode(sources, t, stages, text)
         except EngineError:
             node.failed += 1
             raise
@@ -566,7 +575,7 @@ class Session:
         for key, value in encoded.outputs.items():
             source = f"{name}.{key}"
             for listener in self._listeners(source):
-                self._encode_with(listener, {source: value}, t, {})
+                self._encode_with(listener, {source: value}, t, {}, text)
 
     def _explain(self, head: HeadNode, now: int) -> str:
         if head.name in self._disabled:
@@ -677,12 +686,13 @@ def _as_time(t: int) -> int:
         raise InputError(f"t is a time in whole nanoseconds, got {t!r}") from None
 
 
-def _check_item(modality: Modality, data: object, name: str) -> None:
+def _check_item(manifest: Manifest, data: object, name: str) -> None:
     """Refuse wrong data where it is handed in, not later where it is encoded."""
+    modality = manifest.modalities[name]
     if isinstance(modality, ImageModality):
         as_frame(data)
     elif isinstance(modality, TextModality):
-        as_text(data)
+        as_lines(data, manifest.lines(name))
     elif isinstance(modality, SensorModality):
         vector = as_array(data)
         if vector.shape != modality.shape or vector.dtype.kind not in "fiu":

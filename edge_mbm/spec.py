@@ -737,7 +737,8 @@ def _source_problems(manifest: Manifest, value: Input, where: str) -> Iterator[s
 def _joining_problems(manifest: Manifest, component: Component, where: str) -> Iterator[str]:
     """Only heads join what is of different times, and nothing comes after a head."""
     for key, value in component.inputs.items():
-        if isinstance(manifest.components.get(value.source.partition(".")[0]), Head):
+        upstream, dot, _ = value.source.partition(".")
+        if dot and isinstance(manifest.components.get(upstream), Head):
             yield (
                 f"{where}.inputs.{key}.source is '{value.source}', a head's output: results come out of heads, and "
                 "nothing comes after. Let this component read what that head reads"

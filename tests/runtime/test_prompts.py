@@ -376,6 +376,15 @@ def test_a_manifest_whose_prompts_do_not_fit_is_refused(tmp_path: Path, manifest
         write_bundle(tmp_path / "wrong.mbm", manifest, FILES)
 
 
+def test_a_head_may_have_the_name_of_a_modality(tmp_path: Path) -> None:
+    """Nothing reads it then, though the names are alike."""
+    manifest = described()
+    components = dict(manifest.components)
+    components["prompt"] = components.pop("which")
+    write_bundle(tmp_path / "same.mbm", replace(manifest, components=components), FILES)
+    assert load(tmp_path / "same.mbm").manifest.heads().keys() == {"prompt"}
+
+
 def test_prompts_survive_the_manifest_file(tmp_path: Path) -> None:
     """Read again it is the same; of a bundle of one prompt nothing of all this is written."""
     write_bundle(tmp_path / "prompts.mbm", described(), FILES)

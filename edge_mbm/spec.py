@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -173,7 +173,7 @@ class LogMelSteps(Record, frozen=True, kw_only=True, tag="log_mel", tag_field="s
 
 
 class TokenSteps(Record, frozen=True, kw_only=True, tag="tokens", tag_field="steps"):
-    """Text to int64[1, max_length] with the tokenizer in ``asset``.
+    """Text to int64[1, max_length], or int64[1, lines, max_length], with the tokenizer in ``asset``.
 
     How text is normalised and split, what is added to it, and with what and on which side it is padded and cut, the
     tokenizer's file says (``preprocess.TextPreprocessor``); a manifest that said it too could contradict it.
@@ -184,6 +184,9 @@ class TokenSteps(Record, frozen=True, kw_only=True, tag="tokens", tag_field="ste
     max_length: Annotated[int, Meta(ge=1, le=65536)]
     gives: Literal["ids", "mask", "segments"] = "ids"
     """Token ids; 1 where a token is and 0 where padding is; or which of two joined texts a token is of."""
+    lines: Annotated[int, Meta(ge=1, le=1024)] = 1
+    """Above 1 the text is a list of prompts: so many of its lines at most, each a row of its own; empty lines do not
+    count, and rows without a line are padding. With 1 the text is one, line breaks and all."""
 
 
 class RawSteps(Record, frozen=True, kw_only=True, tag="raw", tag_field="steps"):
@@ -197,9 +200,11 @@ Preprocess: TypeAlias = ImageSteps | LogMelSteps | TokenSteps | RawSteps
 
 
 class Classification(Record, frozen=True, kw_only=True, tag="classification", tag_field="task"):
-    """One score per class. ``labels`` names the asset with one label a line, in order."""
+    """One score per class."""
 
     labels: Name
+    """The asset with one label a line, in order; or a text modality, for prompts that are classes: its lines, as they
+    were when the text was encoded that the scores are about."""
     activation: Literal["softmax", "sigmoid", "none"] = "softmax"
     """What turns the graph's numbers into scores; "none" when the graph already gives scores."""
 
@@ -438,6 +443,17 @@ class Head(_Component, frozen=True, kw_only=True, tag="head", tag_field="kind"):
             tensors[self.present.input] = TensorSpec(dtype="float32", shape=("batch", len(self.present.order)))
         return tensors
 
+    def timing(self) -> Timing:
+        """When it gives results, and without what."""
+        labels = tuple(o.task.labels for o in self.outputs.values() if isinstance(o.task, Classification))
+        return Timing(
+            pivot=self.pivot,
+            deadline_ns=self.deadline_ns,
+            tolerance_ns=self.tolerance_ns,
+            present=self.present,
+            labels=labels,
+        )
+
 
 class Detector(_Component, frozen=True, kw_only=True, tag="detector", tag_field="kind"):
     """Image to regions, which feed an encoder crop by crop."""
@@ -488,6 +504,15 @@ class Timing(Record, frozen=True, kw_only=True):
     deadline_ns: Nanoseconds = 0
     tolerance_ns: dict[Name, Nanoseconds] = {}
     present: Present | None = None
+    labels: tuple[Name, ...] = ()
+    """What names its classes: texts among them are needed, whatever may be missing."""
+
+    def needs(self, modalities: Collection[str]) -> tuple[str, ...]:
+        """Of the modalities that it depends on, those without which it gives no result.
+
+        All of them without a present mask; with one, the texts whose lines are its labels.
+        """
+        return tuple(name for name in modalities if self.present is None or name in self.labels)
 
 
 # --- the rest of the bundle ------------------------------------------------------------------------------------------
@@ -559,22 +584,16 @@ class Manifest(Record, frozen=True, kw_only=True, omit_defaults=False):
 
     def results(self) -> dict[str, Timing]:
         """The components that can give results, heads, detectors and decoders, in the manifest's order, and when."""
-        return {name: self._timing(name, c) for name, c in self.components.items() if not isinstance(c, Encoder)}
+        return {
+            name: c.timing() if isinstance(c, Head) else Timing(pivot=self.modalities_of(name)[0])
+            for name, c in self.components.items()
+            if not isinstance(c, Encoder)
+        }
 
     def default_results(self) -> tuple[str, ...]:
         """What a session runs unless told otherwise."""
         read = {value.source.partition(".")[0] for c in self.components.values() for value in c.inputs.values()}
         return self.default_heads or tuple(name for name in self.results() if name not in read)
-
-    def _timing(self, name: str, component: Component) -> Timing:
-        if not isinstance(component, Head):
-            return Timing(pivot=self.modalities_of(name)[0])
-        return Timing(
-            pivot=component.pivot,
-            deadline_ns=component.deadline_ns,
-            tolerance_ns=component.tolerance_ns,
-            present=component.present,
-        )
 
     def upstream_of(self, component: str) -> set[str]:
         """What must run before a component: those that it reads, and the one that tells it where speech is."""
@@ -622,6 +641,16 @@ class Manifest(Record, frozen=True, kw_only=True, omit_defaults=False):
             for name in self.modalities_of(head)
             if isinstance(self.modalities[name], TextModality) and name not in timed
         )
+
+    def lines(self, modality: str) -> int:
+        """Of how many lines at most a text counts as a list of prompts; 1 if it is one text, line breaks and all."""
+        inputs = [value for component in self.components.values() for value in component.inputs.values()]
+        steps = (value.preprocess for value in inputs if value.source == modality)
+        return max((step.lines for step in steps if isinstance(step, TokenSteps)), default=1)
+
+    def is_prompted(self, task: Task) -> bool:
+        """Whether a task is a classification whose labels are the lines of a text."""
+        return isinstance(task, Classification) and task.labels in self.modalities
 
     def check(self) -> None:
         """Apply every rule that the types do not carry.
@@ -720,6 +749,8 @@ def _problems(manifest: Manifest) -> Iterator[str]:
         if name not in manifest.components or isinstance(manifest.components[name], Encoder):
             known = [key for key, component in manifest.components.items() if not isinstance(component, Encoder)]
             yield f"default_heads names '{name}', which gives no results; those that do are {sorted(known)}"
+    for name in manifest.modalities:
+        yield from _lines_problems(manifest, name)
     for name, asset in manifest.assets.items():
         yield from _file_problems(manifest, asset.path, f"assets.{name}.path")
     for sample in manifest.golden:
@@ -760,6 +791,7 @@ def _component_problems(manifest: Manifest, name: str, component: Component) -> 
     for key, output in component.outputs.items():
         yield from _shape_problems(output.tensor, f"{where}.outputs.{key}.tensor")
         yield from _task_problems(manifest, output.task, f"{where}.outputs.{key}.task")
+        yield from _prompt_problems(manifest, name, output, f"{where}.outputs.{key}")
     for state in component.states:
         yield from _shape_problems(state.tensor, f"{where}.states.{state.input}.tensor")
     yield from _tensor_name_problems(component, where)
@@ -797,7 +829,8 @@ def _source_problems(manifest: Manifest, value: Input, where: str) -> Iterator[s
 def _joining_problems(manifest: Manifest, component: Component, where: str) -> Iterator[str]:
     """Only heads join what is of different times, and nothing comes after a head."""
     for key, value in component.inputs.items():
-        if isinstance(manifest.components.get(value.source.partition(".")[0]), Head):
+        upstream, dot, _ = value.source.partition(".")
+        if dot and isinstance(manifest.components.get(upstream), Head):
             yield (
                 f"{where}.inputs.{key}.source is '{value.source}', a head's output: results come out of heads, and "
                 "nothing comes after. Let this component read what that head reads"
@@ -832,6 +865,17 @@ def _steps_problems(manifest: Manifest, value: Input, where: str) -> Iterator[st
         yield from _asset_problems(manifest, steps.asset, f"{where}.preprocess.asset")
     if isinstance(steps, LogMelSteps):
         yield from _log_mel_problems(steps, f"{where}.preprocess")
+
+
+def _lines_problems(manifest: Manifest, modality: str) -> Iterator[str]:
+    for name, component in manifest.components.items():
+        for key, value in component.inputs.items():
+            steps, lines = value.preprocess, manifest.lines(modality)
+            if value.source == modality and isinstance(steps, TokenSteps) and steps.lines != lines:
+                yield (
+                    f"components.{name}.inputs.{key}.preprocess.lines is {steps.lines}, but '{modality}' is taken as "
+                    f"{lines} lines elsewhere: the same for every input of a text"
+                )
 
 
 def _log_mel_problems(steps: LogMelSteps, where: str) -> Iterator[str]:
@@ -882,10 +926,28 @@ def _decoder_problems(manifest: Manifest, decoder: Decoder, where: str) -> Itera
 
 
 def _task_problems(manifest: Manifest, task: Task, where: str) -> Iterator[str]:
-    if isinstance(task, Classification):
+    if isinstance(task, Classification) and task.labels not in manifest.modalities:
         yield from _asset_problems(manifest, task.labels, f"{where}.labels")
     elif isinstance(task, Tokens):
         yield from _asset_problems(manifest, task.tokenizer, f"{where}.tokenizer")
+
+
+def _prompt_problems(manifest: Manifest, name: str, output: Output, where: str) -> Iterator[str]:
+    """Labels that are a text's lines: the scores depend on that text, and there is one for each line."""
+    task = output.task
+    if not isinstance(task, Classification) or not manifest.is_prompted(task):
+        return
+    if task.labels in manifest.assets:
+        yield f"{where}.task.labels is '{task.labels}', an asset and a modality: give one of them another name"
+    if not isinstance(manifest.modalities[task.labels], TextModality):
+        yield f"{where}.task.labels is '{task.labels}', which is no text: labels are an asset's lines, or a text's"
+    elif not isinstance(manifest.components[name], Head) or task.labels not in manifest.modalities_of(name):
+        yield f"{where}.task.labels are the lines of '{task.labels}', which only a head that depends on it can score"
+    elif math.prod(output.tensor.resolve()[1:]) != manifest.lines(task.labels):
+        yield (
+            f"{where} is {_show(output.tensor)}, but '{task.labels}' has {manifest.lines(task.labels)} lines: "
+            "a score for each"
+        )
 
 
 def _asset_problems(manifest: Manifest, name: str, where: str) -> Iterator[str]:

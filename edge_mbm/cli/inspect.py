@@ -144,6 +144,9 @@ def _output(files: BundleFiles, key: str, output: Output) -> str:
 def _task(files: BundleFiles, output: Output) -> str:
     if not isinstance(output.task, Classification):
         return _fields(output.task)
+    if files.manifest.is_prompted(output.task):
+        lines = files.manifest.lines(output.task.labels)
+        return f"classification by the lines of {output.task.labels}, up to {lines} at a time"
     labels = files.read_labels(output.task.labels)
     shown = ", ".join(labels[:_LABELS_SHOWN]) + (", ..." if len(labels) > _LABELS_SHOWN else "")
     return f"classification of {len(labels)}: {shown}"

@@ -58,13 +58,13 @@ AudioAddress: TypeAlias = Annotated[
     ),
 ]
 Text: TypeAlias = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         "--text",
         "--prompt",
         metavar="TEXT|-",
-        help="What the bundle's text is from the beginning. - reads it from stdin: each line counts from when it is "
-        "typed until the next.",
+        help="What the bundle's text is from the beginning; several times for a bundle that chooses between prompts. "
+        "- reads it from stdin: each line counts from when it is typed until the next, with ; between its prompts.",
         show_default=False,
         rich_help_panel="Sources",
     ),

@@ -81,6 +81,6 @@ def _values(values: list[float]) -> str:
 def _width(bundle: BundleFiles, head: Component) -> int:
     """Of the widest answer of a head with one classification; others are about as wide as four numbers."""
     [task, *more] = [output.task for output in head.outputs.values()]
-    if more or not isinstance(task, Classification):
+    if more or not isinstance(task, Classification) or bundle.manifest.is_prompted(task):
         return _WIDEST
     return max((len(clean(label)) for label in bundle.read_labels(task.labels)), default=0) + len(" 0.000")

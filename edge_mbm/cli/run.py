@@ -184,12 +184,14 @@ def run(
 
     Example: edge-mbm run model.mbm --video v4l2:///dev/video0 --audio mic://default
 
-    Example: edge-mbm run model.mbm --video rtsp://camera/path --text "a red mug"
+    Example: edge-mbm run model.mbm --video rtsp://camera/path --prompt "a red mug" --prompt "a cat"
     """
     options = SessionOptions(heads=tuple(head) if head else None, variant=variant, threads=threads)
     if service and fast:
         raise InputError("--service runs at real time, for as long as it is let: leave out --fast")
-    typed = text == _STDIN
+    typed = _STDIN in (text or ())
+    if typed and text != [_STDIN]:
+        raise InputError("--text - reads every prompt from stdin: leave out the others")
     if typed and fast:
         raise InputError("what is typed has no place in a recording that is played --fast: give the text itself")
     with ExitStack() as stack:
@@ -213,14 +215,14 @@ def run(
             source,
             video=video,
             audio=audio,
-            text=_first_line() if typed else text,
+            text=_prompts(_first_line(), opened) if typed else text,
             options=options,
             realtime=not fast,
             governor=governor,
             isolation="process" if isolate else "thread",
         )
         if typed:
-            threading.Thread(target=_say_lines, args=(live,), name="edge-mbm stdin", daemon=True).start()
+            threading.Thread(target=_say_lines, args=(live, opened), name="edge-mbm stdin", daemon=True).start()
         play(opened, live, playing)
 
 
@@ -231,11 +233,18 @@ def _first_line() -> str:
     return line.rstrip("\r\n")
 
 
-def _say_lines(live: Live) -> None:
+def _prompts(line: str, bundle: Bundle) -> str | list[str]:
+    """What is typed in one line: of a bundle that takes a list of prompts, the prompts between its semicolons."""
+    manifest = bundle.manifest
+    several = any(manifest.lines(name) > 1 for name in manifest.modalities)
+    return line.split(";") if several else line
+
+
+def _say_lines(live: Live, bundle: Bundle) -> None:
     """Until there are no more; the last one stays, and so does the one before a line that is refused."""
     for line in sys.stdin:
         try:
-            live.say(line.rstrip("\r\n"))
+            live.say(_prompts(line.rstrip("\r\n"), bundle))
         except InputError as error:
             warn(__name__, "what was typed is left out: %s", error)
 

@@ -12,8 +12,8 @@ from edge_mbm.errors import CalibrationError, EdgeMbmError, ExportError
 from edge_mbm.export.graph import first_line
 from edge_mbm.export.recordings import Recording
 from edge_mbm.export.skeleton import Skeleton
-from edge_mbm.preprocess import Decoding, Detokenizer, as_utterance, as_waveform, build_preprocessor
-from edge_mbm.spec import Decoder, Encoder, Head, Input, TokenSteps
+from edge_mbm.preprocess import Decoding, Detokenizer, as_lines, as_utterance, as_waveform, build_preprocessor
+from edge_mbm.spec import Classification, Decoder, Encoder, Head, Input, Output, TokenSteps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,6 +56,12 @@ class Chain:
             for name, component in components.items()
             if isinstance(component, Decoder)
         }
+        self._lines = {
+            value.source: value.preprocess.lines
+            for component in components.values()
+            for value in component.inputs.values()
+            if isinstance(value.preprocess, TokenSteps)
+        }
 
     def run(
         self,
@@ -96,7 +102,10 @@ class Chain:
                 last = runners[name](inputs)
                 states = {state.input: np.asarray(last[state.output]) for state in component.states}
             if last is not None:
-                outputs |= {f"{name}.{key}": np.asarray(last[key]) for key in component.outputs}
+                outputs |= {
+                    f"{name}.{key}": np.asarray(last[key])[:, : self._scores(value, recording)]
+                    for key, value in component.outputs.items()
+                }
         return outputs
 
     def _decoded(self, name: str, decoder: Decoder, outputs: Arrays, runner: Runner, on_call: Call | None) -> Arrays:
@@ -109,6 +118,13 @@ class Chain:
         tokens = [scored.token for scored in decoding.greedy(stepper)]
         [output] = decoder.outputs
         return {f"{name}.{output}": np.array([self._words[name](decoding.written(tokens))])}
+
+    def _scores(self, output: Output, recording: Recording) -> int | None:
+        """How many there are in a classification by the lines of a text, as on the device; None for all of them."""
+        task = output.task
+        if not isinstance(task, Classification) or task.labels not in self._lines:
+            return None
+        return len(as_lines(recording.inputs[task.labels], self._lines[task.labels]))
 
     def _calls(self, name: str, component: Encoder | Head, recording: Recording, outputs: Arrays) -> Iterator[Arrays]:
         if isinstance(component, Head):
@@ -149,7 +165,7 @@ class Chain:
 
     def _head_call(self, name: str, head: Head, recording: Recording, outputs: Arrays) -> Iterator[Arrays]:
         absent = [m for m in self._modalities(name) if m not in recording.inputs]
-        if absent and (head.present is None or len(absent) == len(self._modalities(name))):
+        if head.timing().needs(absent) or len(absent) == len(self._modalities(name)):
             return
         given = {
             key: outputs.get(value.source, np.zeros(value.tensor.resolve(), value.tensor.dtype))

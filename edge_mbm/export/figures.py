@@ -84,8 +84,7 @@ def accuracy(got: Sequence[Arrays], head: str, truth: Sequence[int]) -> float:
 
 def labels_of(outputs: Sequence[Arrays], head: str) -> NDArray[np.int64]:
     """The best class per recording that has the output: int64[recordings]."""
-    best: NDArray[np.int64] = _column(outputs, head).argmax(axis=1)
-    return best
+    return np.array([o[head].argmax() for o in outputs if head in o], np.int64)
 
 
 def _is_text(outputs: Sequence[Arrays], key: str) -> bool:
@@ -105,8 +104,13 @@ def _pair(reference: Sequence[Arrays], got: Sequence[Arrays], key: str) -> tuple
 
 
 def _column(outputs: Sequence[Arrays], key: str) -> NDArray[np.float64]:
-    """One output over all recordings that have it, flat: float64[recordings, values]."""
-    return np.stack([np.asarray(o[key], np.float64).reshape(-1) for o in outputs if key in o])
+    """One output over all recordings that have it, flat: float64[recordings, values].
+
+    Of scores for prompts there are as many as the recording has prompts: zeros follow, which add nothing to any figure.
+    """
+    rows = [np.asarray(o[key], np.float64).reshape(-1) for o in outputs if key in o]
+    width = max((len(row) for row in rows), default=0)
+    return np.stack([np.pad(row, (0, width - len(row))) for row in rows])
 
 
 def _cosine(a: NDArray[Any], b: NDArray[Any]) -> float:

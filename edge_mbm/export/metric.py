@@ -52,7 +52,7 @@ class Metric:
             (values, label) for values, label in zip(got, truth, strict=True) if all(key in values for key in keys)
         ]
         outputs = {
-            name: np.concatenate([_column(values[key]) for values, _ in known])
+            name: _joined([_column(values[key]) for values, _ in known])
             for name, key in zip(self.outputs, keys, strict=True)
         }
         value = self._called(outputs, [label for _, label in known])
@@ -81,6 +81,15 @@ class Metric:
 def _column(value: NDArray[Any]) -> NDArray[Any]:
     """A head's numbers as float32; a decoder's text as it is."""
     return value if value.dtype.kind == "U" else np.asarray(value, np.float32)
+
+
+def _joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """One after the other; scores for fewer prompts than elsewhere are followed by minus infinity: never the best."""
+    shapes = {array.shape[1:] for array in arrays}
+    if len(shapes) > 1 and all(len(shape) == 1 for shape in shapes):
+        width = max(array.shape[1] for array in arrays)
+        arrays = [np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=-np.inf) for array in arrays]
+    return np.concatenate(arrays)
 
 
 def load_metrics(recipe: Recipe) -> dict[str, Metric]:

@@ -35,6 +35,7 @@ from edge_mbm.spec import (
     Preprocess,
     RawSteps,
     Task,
+    TextModality,
     Utterances,
     Window,
 )
@@ -102,7 +103,9 @@ class HuggingFaceModel(Struct, frozen=True, kw_only=True, tag="huggingface", tag
     What each part takes and gives, in order:
 
     - ``vision``: an image of the ``image`` steps, or float32[batch, 3, H, W] -> the projected embedding
-    - ``text``: int64[batch, length] ids, optionally their mask -> the projected embedding
+    - ``text``: int64[batch, length] ids, optionally their mask -> the projected embedding; of a list of prompts,
+      int64[batch, lines, length], one for each
+    - ``similarity``: an image's embedding and those of the prompts -> a logit for each prompt, with CLIP's temperature
     - ``encoder``: Whisper's: float32[batch, samples] at 16 kHz, or its log-mel [batch, mels, frames] -> hidden states
     - ``decoder``: Whisper's: ids, the encoder's hidden states -> logits, without a cache
     - ``auto``: ids and optionally their mask and segments, or an image, or what else the model's main input is ->
@@ -111,8 +114,8 @@ class HuggingFaceModel(Struct, frozen=True, kw_only=True, tag="huggingface", tag
 
     path: str
     """From the recipe's folder."""
-    part: Literal["auto", "vision", "text", "encoder", "decoder"] = "auto"
-    """Which tower of a model that has several."""
+    part: Literal["auto", "vision", "text", "similarity", "encoder", "decoder"] = "auto"
+    """Which tower of a model that has several, or what joins two towers."""
     pooling: Literal["none", "mean", "first"] = "none"
     """Of hidden states over the positions that the mask leaves: their mean, or the first (BERT's CLS)."""
     normalize: Normalize | None = None
@@ -537,9 +540,10 @@ def _source_problems(recipe: Recipe, name: str, component: ComponentRecipe) -> I
 def _task_problems(recipe: Recipe, name: str, component: ComponentRecipe) -> Iterator[str]:
     for key, task in component.outputs.items():
         labels = getattr(task, "labels", None)
-        if labels is not None and labels not in recipe.labels:
-            where = f"components.{name}.outputs.{key}.labels"
-            yield f"{where} is '{labels}', which is not in [labels]{_nearest(labels, list(recipe.labels))}"
+        texts = [name for name, modality in recipe.modalities.items() if isinstance(modality, TextModality)]
+        if labels is not None and labels not in [*recipe.labels, *texts]:
+            where, near = f"components.{name}.outputs.{key}.labels", _nearest(labels, [*recipe.labels, *texts])
+            yield f"{where} is '{labels}', which is neither in [labels] nor a text whose lines they could be{near}"
     if isinstance(component, DecoderRecipe) and component.tokenizer not in recipe.tokenizers:
         known = list(recipe.tokenizers)
         where = f"components.{name}.tokenizer is '{component.tokenizer}'"

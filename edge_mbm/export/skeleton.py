@@ -198,7 +198,8 @@ def _input_tensor(
     steps = value.preprocess
     if isinstance(steps, TokenSteps) and (dot or isinstance(recipe.modalities[upstream], TextModality)):
         unit = {"ids": "token ids", "mask": "1 for tokens, 0 for padding", "segments": "segment ids"}[steps.gives]
-        return TensorSpec(dtype="int64", shape=("batch", steps.max_length), layout="NT", unit=unit)
+        rows, layout = ((), "NT") if steps.lines == 1 else ((steps.lines,), "NLT")
+        return TensorSpec(dtype="int64", shape=("batch", *rows, steps.max_length), layout=layout, unit=unit)
     if dot:
         return _freed(made[upstream].outputs[output].tensor)
     return _modality_tensor(recipe.modalities[upstream], steps, component, where)
@@ -230,7 +231,7 @@ def _modality_tensor(modality: Modality, steps: Preprocess, component: Component
 
 
 def _check_labels(recipe: Recipe, where: str, output: Output) -> None:
-    if isinstance(output.task, Classification):
+    if isinstance(output.task, Classification) and output.task.labels in recipe.labels:
         labels, classes = len(recipe.labels[output.task.labels]), math.prod(output.tensor.resolve()[1:])
         if labels != classes:
             raise RecipeError(f"'{where}' gives {classes} values, labels.{output.task.labels} has {labels} names")

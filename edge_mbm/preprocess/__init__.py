@@ -4,7 +4,7 @@ from edge_mbm.preprocess.audio import LogMel, as_array, as_utterance, as_wavefor
 from edge_mbm.preprocess.decoding import Decoding, Scored, Stepper
 from edge_mbm.preprocess.image import ImagePreprocessor, as_frame
 from edge_mbm.preprocess.steps import Preprocessor, build_preprocessor
-from edge_mbm.preprocess.text import Detokenizer, TextPreprocessor, as_text
+from edge_mbm.preprocess.text import Detokenizer, TextPreprocessor, as_lines, as_text
 
 __all__ = [
     "Decoding",
@@ -17,6 +17,7 @@ __all__ = [
     "TextPreprocessor",
     "as_array",
     "as_frame",
+    "as_lines",
     "as_text",
     "as_utterance",
     "as_waveform",

@@ -18,7 +18,15 @@ from edge_mbm.spec import TokenSteps
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["MAX_CHARACTERS", "MAX_TOKENIZER_BYTES", "Detokenizer", "TextPreprocessor", "as_text", "is_tokenizer_json"]
+__all__ = [
+    "MAX_CHARACTERS",
+    "MAX_TOKENIZER_BYTES",
+    "Detokenizer",
+    "TextPreprocessor",
+    "as_lines",
+    "as_text",
+    "is_tokenizer_json",
+]
 
 MAX_CHARACTERS = 10_000
 """Of one text: a prompt or an utterance. What is longer is refused, so that a document cannot hold a stream up."""
@@ -34,7 +42,7 @@ _PUNCTUATION = string.punctuation.encode()
 
 
 class TextPreprocessor:
-    """One text to one row of numbers, padded and cut to ``max_length``.
+    """One text to one row of numbers, or to one for each of its lines, padded and cut to ``max_length``.
 
     Which kind of tokenizer the asset is shows in its first character: "{" begins a ``tokenizer.json``, and no word of
     a vocabulary, where punctuation is stripped.
@@ -56,26 +64,31 @@ class TextPreprocessor:
     """
 
     def __init__(self, steps: TokenSteps, asset: bytes) -> None:
-        self.shape: tuple[int, ...] = (1, steps.max_length)
+        rows = () if steps.lines == 1 else (steps.lines,)
+        self.shape: tuple[int, ...] = (1, *rows, steps.max_length)
         self._gives = steps.gives
+        self._lines = steps.lines
         self._tokenizer = _load(asset, steps.max_length, f"the tokenizer '{steps.asset}'")
 
     def __call__(self, data: object, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Prepare one text.
 
         Args:
-            data: str; an empty one gives special tokens and padding only.
-            out: int64[1, max_length] to write into, such as an engine's input buffer.
+            data: str; an empty one gives special tokens and padding only, where a text is not taken line by line.
+            out: int64 of ``shape`` to write into, such as an engine's input buffer.
 
         Returns:
-            int64[1, max_length]: ``out`` if given. Ids; or 1 where a token is and 0 where padding is; or segments.
+            int64[1, max_length], or int64[1, lines, max_length]: ``out`` if given. Ids; or 1 where a token is and 0
+            where padding is; or segments. Rows without a line are padding.
 
         Raises:
-            InputError: not such a text.
+            InputError: not such a text, or see ``as_lines``.
         """
-        row = self._tokenizer.encode(as_text(data))[self._gives]
+        tokens = self._tokenizer.encode(as_lines(data, self._lines))[self._gives]
         result = np.empty(self.shape, np.int64) if out is None else out
-        result[0] = row
+        rows = result.reshape(self._lines, -1)
+        rows[: len(tokens)] = tokens
+        rows[len(tokens) :] = self._tokenizer.padding[self._gives]
         return result
 
 
@@ -122,15 +135,44 @@ def as_text(data: object) -> str:
     return str(data)
 
 
+def as_lines(data: object, lines: int) -> tuple[str, ...]:
+    """The prompts that a text is.
+
+    Args:
+        data: as for ``as_text``.
+        lines: of how many lines at most it is a list, see ``TokenSteps.lines``; 1 for a text that is one prompt.
+
+    Returns:
+        Its lines in order, without white space around them and without the empty ones; or the text itself for 1.
+
+    Raises:
+        InputError: no such text, nothing but white space in it, or more lines than there is room for.
+    """
+    text = as_text(data)
+    if lines == 1:
+        return (text,)
+    found = tuple(line for line in map(str.strip, text.splitlines()) if line)
+    if not found:
+        raise InputError("the text is empty, and a prompt was expected on each of its lines: give at least one")
+    if len(found) > lines:
+        raise InputError(
+            f"the text has {len(found)} prompts, one a line, and the bundle has room for {lines} at a time"
+        )
+    return found
+
+
 def is_tokenizer_json(asset: bytes) -> bool:
     """Whether a tokenizer's file is a ``tokenizer.json``; else it is a vocabulary."""
     return asset[:256].lstrip().startswith(b"{")
 
 
 class _Tokenizer(Protocol):
-    """Text to int64[max_length] of "ids", "mask" and "segments", and back; one serves any number of threads."""
+    """Texts to int64[texts, max_length] of "ids", "mask" and "segments", and tokens back to a text; for any threads."""
 
-    def encode(self, text: str) -> Mapping[str, NDArray[np.int64]]: ...
+    padding: Mapping[str, int]
+    """What each of the three is where no token is."""
+
+    def encode(self, texts: tuple[str, ...]) -> Mapping[str, NDArray[np.int64]]: ...
 
     def decode(self, tokens: Sequence[int]) -> str: ...
 
@@ -154,6 +196,8 @@ def _load(asset: bytes, max_length: int | None, where: str) -> _Tokenizer:
 class _Vocabulary:
     """Words by their line."""
 
+    padding: Mapping[str, int] = {"ids": 0, "mask": 0, "segments": 0}
+
     def __init__(self, asset: bytes, max_length: int | None, where: str) -> None:
         lines = [line.removesuffix(b"\r") for line in asset.removeprefix(codecs.BOM_UTF8).split(b"\n")]
         words = lines if lines[-1] else lines[:-1]
@@ -163,10 +207,11 @@ class _Vocabulary:
         self._max_length = max_length or 0
         _check_words(words, self._index, where)
 
-    def encode(self, text: str) -> Mapping[str, NDArray[np.int64]]:
-        found = [self._index.get(word, _UNKNOWN) for word in _words(text.encode())][: self._max_length]
-        ids = np.zeros(self._max_length, np.int64)
-        ids[: len(found)] = found
+    def encode(self, texts: tuple[str, ...]) -> Mapping[str, NDArray[np.int64]]:
+        ids = np.zeros((len(texts), self._max_length), np.int64)
+        for row, text in zip(ids, texts, strict=True):
+            found = [self._index.get(word, _UNKNOWN) for word in _words(text.encode())][: self._max_length]
+            row[: len(found)] = found
         return {"ids": ids, "mask": (ids != 0).astype(np.int64), "segments": np.zeros_like(ids)}
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -203,28 +248,33 @@ class _HuggingFace:
             raise MissingDependencyError("tokenizers", "reading a tokenizer.json", remedy) from None
         self._where = where
         self._max_length = max_length or 0
-        self._last: tuple[str, Mapping[str, NDArray[np.int64]]] | None = None
+        self._last: tuple[tuple[str, ...], Mapping[str, NDArray[np.int64]]] | None = None
+        self.padding: Mapping[str, int] = {"ids": 0, "mask": 0, "segments": 0}
         with _explained(ManifestError, f"{where} is not a tokenizer.json that this tokenizers library reads"):
             self._tokenizer: Any = Tokenizer.from_buffer(asset)
         if max_length is None:
             return
         with _explained(ManifestError, f"{where} cannot be set to a length"):
-            _fit_length(self._tokenizer, max_length, where)
+            padding = _fit_length(self._tokenizer, max_length, where)
+        self.padding = {"ids": padding.get("pad_id", 0), "mask": 0, "segments": padding.get("pad_type_id", 0)}
         if len(self._encoded("").ids) != max_length:
             raise ManifestError(f"{where} adds more special tokens than its max_length of {max_length} has room for")
 
-    def encode(self, text: str) -> Mapping[str, NDArray[np.int64]]:
+    def encode(self, texts: tuple[str, ...]) -> Mapping[str, NDArray[np.int64]]:
         # Once for the ids, the mask and the segments of the same text.
         last = self._last
-        if last is not None and last[0] == text:
+        if last is not None and last[0] == texts:
             return last[1]
+        rows = [self._row(text) for text in texts]
+        tokens = {key: np.array([row[key] for row in rows], np.int64) for key in self.padding}
+        self._last = (texts, tokens)
+        return tokens
+
+    def _row(self, text: str) -> Mapping[str, list[int]]:
         encoded = self._encoded(text)
         if len(encoded.ids) != self._max_length:
             raise InputError(f"{self._where} gives {len(encoded.ids)} tokens for a text, not {self._max_length}")
-        numbers = {"ids": encoded.ids, "mask": encoded.attention_mask, "segments": encoded.type_ids}
-        tokens = {key: np.array(value, np.int64) for key, value in numbers.items()}
-        self._last = (text, tokens)
-        return tokens
+        return {"ids": encoded.ids, "mask": encoded.attention_mask, "segments": encoded.type_ids}
 
     def decode(self, tokens: Sequence[int]) -> str:
         with _explained(EngineError, f"{self._where} failed on tokens"):
@@ -235,12 +285,14 @@ class _HuggingFace:
             return self._tokenizer.encode(text)
 
 
-def _fit_length(tokenizer: Any, max_length: int, where: str) -> None:
-    """Pad and cut to one length, as the file says, but for how long."""
+def _fit_length(tokenizer: Any, max_length: int, where: str) -> Mapping[str, Any]:
+    """Pad and cut to one length, as the file says, but for how long; returns with what it pads."""
     padding, truncation = tokenizer.padding or {}, tokenizer.truncation or {}
     kept = {key: padding[key] for key in ("pad_id", "pad_token", "pad_type_id", "direction") if key in padding}
-    tokenizer.enable_padding(length=max_length, **(kept or _own_padding(tokenizer, where)))
+    chosen = kept or _own_padding(tokenizer, where)
+    tokenizer.enable_padding(length=max_length, **chosen)
     tokenizer.enable_truncation(max_length, direction=truncation.get("direction", "right"))
+    return chosen
 
 
 def _own_padding(tokenizer: Any, where: str) -> dict[str, Any]:

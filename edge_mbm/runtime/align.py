@@ -29,7 +29,7 @@ class Match(NamedTuple):
     @property
     def segment(self) -> Segment | None:
         """The stretch of sound that it is about, where there is one."""
-        return next((encoded.segment for encoded in self.inputs.values() if encoded and encoded.segment), None)
+        return next((e.about.segment for e in self.inputs.values() if e is not None and e.about.segment), None)
 
 
 class _Pivot(NamedTuple):
@@ -61,7 +61,7 @@ class Aligner:
     ) -> None:
         self._timing = timing
         self._nodes = nodes
-        self._modalities = modalities
+        self.modalities = modalities
         self.feeds = tuple(feeds.values())
         self._max_pending = max_pending
         self._latched = frozenset(latched)
@@ -95,12 +95,12 @@ class Aligner:
         while self._pending and self._is_settled(self._pending[0].t, now):
             pivot = self._pending.popleft()
             inputs = {key: self._current(key, pivot.t) for key in self._nodes}
-            missing = tuple(dict.fromkeys(self._modalities[key] for key, value in inputs.items() if value is None))
-            if missing and self._timing.present is None:
+            missing = tuple(dict.fromkeys(self.modalities[key] for key, value in inputs.items() if value is None))
+            if self._timing.needs(missing):
                 self.skipped += 1
                 continue
             # A prompt of an hour ago is not an hour out of step.
-            timed = [inputs[key] for key, modality in self._modalities.items() if modality not in self._latched]
+            timed = [inputs[key] for key, modality in self.modalities.items() if modality not in self._latched]
             times = [value.t for value in timed if value is not None] or [pivot.t]
             wait = perf_counter_ns() - pivot.encoded
             return Match(pivot.t, inputs, missing, max(times) - min(times), wait, self._take_dropped())
@@ -161,7 +161,7 @@ class Aligner:
 
     def _current(self, key: str, t: int) -> Encoded | None:
         encoded = self._nodes[key].at(t)
-        modality = self._modalities[key]
+        modality = self.modalities[key]
         if encoded is None or modality in self._latched:
             return encoded
         return encoded if t - encoded.t <= self._timing.tolerance_ns.get(modality, 0) else None

@@ -268,7 +268,7 @@ def _blank(manifest: Manifest, components: Sequence[Component], name: str) -> ND
     if isinstance(modality, AudioModality):
         return np.zeros(1, np.float32)
     if isinstance(modality, TextModality):
-        return ""
+        return "" if manifest.lines(name) == 1 else "anything"
     if isinstance(modality, SensorModality):
         return np.zeros(modality.shape, np.float32)
     value = next(v for component in components for v in component.inputs.values() if v.source == name)

@@ -342,8 +342,9 @@ def _by_common_heads(a: Manifest, b: Manifest) -> tuple[dict[tuple[str, ...], li
 
 
 def _can_do(manifest: Manifest, head: str, sample: GoldenSample) -> bool:
-    given = [modality in sample.inputs for modality in manifest.modalities_of(head)]
-    return any(given) if manifest.results()[head].present else all(given)
+    used = manifest.modalities_of(head)
+    lacking = [modality for modality in used if modality not in sample.inputs]
+    return len(lacking) < len(used) and not manifest.results()[head].needs(lacking)
 
 
 def _inputs(bundle: Bundle, sample: GoldenSample) -> dict[str, object]:

@@ -20,7 +20,7 @@ from edge_mbm.spec import Component, Encoder, TokenSteps
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["ComponentRunner", "Encoded", "Node"]
+__all__ = ["About", "ComponentRunner", "Encoded", "Node"]
 
 _HISTORY = 1024
 """Outputs an encoder remembers at most, whatever the other modalities do (a stalled camera must not fill memory)."""
@@ -106,6 +106,18 @@ def _plain(item: Any) -> Any:
     return item.text if isinstance(item, TextOutput) else item
 
 
+class About(NamedTuple):
+    """What an item is besides its data."""
+
+    segment: Segment | None = None
+    """The utterance that it is."""
+    text: str | None = None
+    """Of a text, that: its lines may be labels."""
+
+
+UNSAID = About()
+
+
 class Encoded(NamedTuple):
     """A component's outputs for one moment: arrays, or a decoder's text."""
 
@@ -114,8 +126,8 @@ class Encoded(NamedTuple):
     stages: Mapping[str, int]
     gated: bool = False
     """The item was skipped: these are the previous one's outputs."""
-    segment: Segment | None = None
-    """The utterance that they are of."""
+    about: About = UNSAID
+    """What was read."""
 
 
 class Node:
@@ -132,10 +144,8 @@ class Node:
         self._gate = make_gate(component.gate if isinstance(component, Encoder) else None)
         self._recent: deque[Encoded] = deque(maxlen=_HISTORY)
 
-    def encode(
-        self, sources: Mapping[str, Any], t: int, stages: dict[str, int], segment: Segment | None = None
-    ) -> Encoded:
-        """Run once, or let the previous outputs stand where the gate allows it.
+    def encode(self, sources: Mapping[str, Any], t: int, stages: dict[str, int], about: About = UNSAID) -> Encoded:
+        """Run once, or let the previous outputs stand where the gate allows it; ``about`` as for ``Encoded``.
 
         Raises:
             EngineError: the engine failed, or an output is not finite; a carried state starts anew.
@@ -157,7 +167,7 @@ class Node:
                 )
         if self._gate is not None:
             self._gate.let_through(item, t)
-        return Encoded(t, outputs, stages, segment=segment)
+        return Encoded(t, outputs, stages, about=about)
 
     def remember(self, encoded: Encoded) -> None:
         """Keep outputs for ``at``."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from edge_mbm.errors import EngineError, InputError
+from edge_mbm.preprocess import as_lines
 from edge_mbm.runtime.align import Aligner, Match
 from edge_mbm.runtime.component import ComponentRunner
 from edge_mbm.runtime.result import Result, TaskOutput, TextOutput, interpret
@@ -17,7 +18,15 @@ from edge_mbm.spec import Component, Head, Input, Timing
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Answering", "HeadNode", "Relay"]
+__all__ = ["Answering", "HeadNode", "Prompts", "Relay"]
+
+
+class Prompts(NamedTuple):
+    """Labels that are the lines of a text."""
+
+    modality: str
+    lines: int
+    """At most."""
 
 
 class Answering:
@@ -88,8 +97,9 @@ class Answering:
             InputError: it cannot do without what is missing.
         """
         missing = tuple(modality for modality in self._modalities if modality not in known)
-        if missing and (self._timing.present is None or len(missing) == len(self._modalities)):
-            raise InputError(f"head '{self.name}' cannot do without {list(missing)}: give it")
+        needed = missing if len(missing) == len(self._modalities) else self._timing.needs(missing)
+        if needed:
+            raise InputError(f"head '{self.name}' cannot do without {list(needed)}: give it")
         outputs, raw = self._answer_once(known, missing, stages)
         match = Match(t=0, inputs={}, missing=missing, spread=0, wait=0, dropped=0)
         return self._result(outputs, match, stages, 0), raw
@@ -125,11 +135,11 @@ class HeadNode(Answering):
     Args:
         runner: its engine.
         head: its manifest entry.
-        labels: per classifying output.
+        labels: per classifying output; of one whose labels are the lines of a text, which text, and how many lines.
     """
 
     def __init__(
-        self, runner: ComponentRunner, head: Head, labels: Mapping[str, tuple[str, ...]], **answering: Any
+        self, runner: ComponentRunner, head: Head, labels: Mapping[str, tuple[str, ...] | Prompts], **answering: Any
     ) -> None:
         super().__init__(runner.name, **answering)
         self._runner = runner
@@ -138,7 +148,8 @@ class HeadNode(Answering):
 
     def _answer(self, match: Match, stages: dict[str, int]) -> dict[str, TaskOutput]:
         try:
-            return self._interpret(self._run(self._sources(match), match.missing, stages))
+            outputs = self._run(self._sources(match), match.missing, stages)
+            return self._interpret(outputs, self._labelled(self._texts(match)))
         except EngineError:
             self._runner.reset()
             raise
@@ -149,7 +160,9 @@ class HeadNode(Answering):
         sources = {v.source: known.get(v.source, _zeros(v)) for v in self._head.inputs.values()}
         with self._runner.fresh_state():
             outputs = self._run(sources, missing, stages)
-        return self._interpret(outputs), {key: outputs[key].copy() for key in self._head.outputs}
+        labels = self._labelled(known)
+        raw = {key: self._given(key, outputs, labels).copy() for key in self._head.outputs}
+        return self._interpret(outputs, labels), raw
 
     def _sources(self, match: Match) -> dict[str, NDArray[Any]]:
         sources = {}
@@ -168,10 +181,33 @@ class HeadNode(Answering):
             mask[0] = [modality not in missing for modality in present.order]
         return self._runner.run(sources, stages)
 
-    def _interpret(self, outputs: Mapping[str, Any]) -> dict[str, TaskOutput]:
+    def _interpret(self, outputs: Mapping[str, Any], labels: Mapping[str, tuple[str, ...]]) -> dict[str, TaskOutput]:
         return {
-            key: interpret(output, outputs[key], self._labels.get(key, ()), f"'{self.name}.{key}'")
+            key: interpret(
+                output,
+                self._given(key, outputs, labels),
+                labels.get(key, ()),
+                f"'{self.name}.{key}'",
+                prompted=isinstance(self._labels.get(key), Prompts),
+            )
             for key, output in self._head.outputs.items()
+        }
+
+    def _given(self, key: str, outputs: Mapping[str, Any], labels: Mapping[str, tuple[str, ...]]) -> NDArray[Any]:
+        """An output, of prompts only as far as there are any."""
+        array: NDArray[Any] = outputs[key]
+        return array[:, : len(labels[key])] if isinstance(self._labels.get(key), Prompts) else array
+
+    def _texts(self, match: Match) -> dict[str, str]:
+        """Per modality the text that was encoded, which a newer one may have replaced since."""
+        found = {self.aligner.modalities[key]: encoded for key, encoded in match.inputs.items() if encoded is not None}
+        return {modality: e.about.text for modality, e in found.items() if e.about.text is not None}
+
+    def _labelled(self, texts: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+        """Per classifying output its labels, of a text those that it has."""
+        return {
+            key: as_lines(texts[known.modality], known.lines) if isinstance(known, Prompts) else known
+            for key, known in self._labels.items()
         }
 
 

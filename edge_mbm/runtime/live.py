@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from msgspec import structs
 
 from edge_mbm.errors import EngineError, InputError, SessionClosedError, SourceError
+from edge_mbm.preprocess import as_lines, as_text
 from edge_mbm.runtime.bundle import Bundle, load
 from edge_mbm.runtime.capture import Capture
 from edge_mbm.runtime.clock import Clock, MonotonicClock
@@ -49,7 +50,7 @@ def open_live(
     *,
     video: Address | None = None,
     audio: Address | None = None,
-    text: str | None = None,
+    text: str | Sequence[str] | None = None,
     options: SessionOptions | None = None,
     realtime: bool = True,
     clock: Clock | None = None,
@@ -65,8 +66,8 @@ def open_live(
             ``edge_mbm.runtime.sources.open_source``), any ``Source``, or several that give different modalities.
         video: what gives the pictures: the same, or ``v4l2:///dev/video0``.
         audio: what gives the sound: the same, or ``mic://default``.
-        text: what the bundle's text (a prompt) is from the beginning; in real time ``Live.say`` changes
-            it. Leave it out where a source gives the text.
+        text: what the bundle's text (a prompt) is from the beginning, or a list of prompts; in real time
+            ``Live.say`` changes it. Leave it out where a source gives the text.
         options: of the session.
         realtime: play recordings at their own pace, dropping frames that come while the consumer or the model is busy.
             False runs through all of it as fast as possible, in this thread: nothing is dropped and every run gives
@@ -217,14 +218,15 @@ class Live:
         """Per head, in words, why it has not fired, or when it last did."""
         return self.session.explain(self._clock.now())
 
-    def say(self, text: str) -> None:
+    def say(self, text: str | Sequence[str]) -> None:
         """From now on the bundle's text (a prompt) is this; results of what is captured afterwards follow it.
 
         Args:
-            text: up to the number of characters that the text's preprocessing takes.
+            text: up to the number of characters that the text's preprocessing takes; where the bundle takes a list of
+                prompts (``Manifest.lines``), with one on each line, or as a sequence of them.
 
         Raises:
-            InputError: it is not a text, or this stream's text comes from a recording or a source of its own.
+            InputError: it is not such a text, or this stream's text comes from a recording or a source of its own.
         """
         from edge_mbm.runtime.sources import TextSource  # noqa: PLC0415 - a robot that pushes needs none of them
 
@@ -234,7 +236,7 @@ class Live:
                 "this stream has no text to change: open it in real time, with the first one, as in "
                 "edge_mbm.open(bundle, source, text='a red mug')"
             )
-        source.set(text)
+        source.set(_said(self.session.manifest, source.modalities[0], text))
 
     def tap(self, taker: Callable[[Sample], None]) -> None:
         """Give every sample that was pushed to ``taker`` too, such as a recorder.
@@ -451,7 +453,12 @@ class _Opening:
 
 
 def _texts(
-    manifest: Manifest, sources: Sequence[Source], text: str | None, clock: Clock | None, *, realtime: bool
+    manifest: Manifest,
+    sources: Sequence[Source],
+    text: str | Sequence[str] | None,
+    clock: Clock | None,
+    *,
+    realtime: bool,
 ) -> list[Source]:
     """What says the bundle's text, if it is given."""
     if text is None:
@@ -460,14 +467,36 @@ def _texts(
 
     name = next((name for name, m in manifest.modalities.items() if isinstance(m, TextModality)), None)
     if name is None:
-        raise InputError(f"the text {text[:40]!r} has no place: '{manifest.name}' takes no text")
+        shown = text if isinstance(text, str) else ", ".join(text)
+        raise InputError(f"the text {shown[:40]!r} has no place: '{manifest.name}' takes no text")
     if any(name in source.modalities for source in sources):
         raise InputError(f"a source gives '{name}' already: leave out the text")
+    first = _said(manifest, name, text)
     if not realtime:
-        return [FixedTextSource(name, text)]
-    said = TextSource(name, clock=clock)
-    said.set(text)
-    return [said]
+        return [FixedTextSource(name, first)]
+    source = TextSource(name, clock=clock)
+    source.set(first)
+    return [source]
+
+
+def _said(manifest: Manifest, modality: str, text: str | Sequence[str]) -> str:
+    """A text as a source gives it, checked where it is said and not only where it is read.
+
+    Args:
+        manifest: of the bundle that it is for.
+        modality: that it is.
+        text: one, or several prompts.
+
+    Raises:
+        InputError: it is no text, or not as many prompts as the bundle takes.
+    """
+    lines = manifest.lines(modality)
+    if isinstance(text, list | tuple):
+        if lines == 1 and len(text) != 1:
+            raise InputError(f"'{manifest.name}' takes one prompt at a time, and there are {len(text)}")
+        text = "\n".join(as_text(line) for line in text)
+    as_lines(text, lines)
+    return as_text(text)
 
 
 def _check_feeds(session: Session, sources: Sequence[Source], *, realtime: bool) -> None:
@@ -479,10 +508,10 @@ def _check_feeds(session: Session, sources: Sequence[Source], *, realtime: bool)
         if given.count(modality) > 1:
             raise SourceError(f"two sources give '{modality}': name their modalities apart")
     for name in choose_heads(session.manifest, session.options.heads):
-        head = session.manifest.results()[name]
+        timing = session.manifest.results()[name]
         lacking = [m for m in session.manifest.modalities_of(name) if m not in given]
-        if head.pivot in lacking or (lacking and head.present is None):
+        if needed := timing.needs(lacking) or tuple({timing.pivot} & set(lacking)):
             raise SourceError(
                 f"the source gives {given}, but head '{name}' needs "
-                f"{[head.pivot] if head.pivot in lacking else lacking}: use another source, or another head"
+                f"{[timing.pivot] if timing.pivot in lacking else list(needed)}: use another source, or another head"
             )

@@ -152,7 +152,7 @@ class Progress:
 def _needs(manifest: Manifest, name: str) -> frozenset[str]:
     """Modalities that a head cannot do without."""
     head = manifest.results()[name]
-    return frozenset({head.pivot}) if head.present is not None else frozenset(manifest.modalities_of(name))
+    return frozenset({head.pivot, *head.needs(manifest.modalities_of(name))})
 
 
 class Heartbeat:

@@ -39,6 +39,8 @@ class ClassificationOutput(Struct, frozen=True, eq=False):
     scores: NDArray[np.float32]
     """float32[classes]: probabilities for softmax and sigmoid, else what the graph gave."""
     labels: tuple[str, ...]
+    prompted: bool = False
+    """Whether the labels are the lines of a text, of the moment that this is about, and not the bundle's own."""
 
     def top(self, count: int) -> list[tuple[str, float]]:
         """The ``count`` best (label, score) pairs, best first."""
@@ -46,8 +48,9 @@ class ClassificationOutput(Struct, frozen=True, eq=False):
         return [(self.labels[i], float(self.scores[i])) for i in best]
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {"label": self.label, "score": self.score, "scores": self.scores.tolist()}
+        """Plain values for JSON; the labels too where no one could know them from the bundle."""
+        labels = {"labels": list(self.labels)} if self.prompted else {}
+        return {"label": self.label, "score": self.score, "scores": self.scores.tolist(), **labels}
 
 
 class EmbeddingOutput(Struct, frozen=True, eq=False):
@@ -150,8 +153,17 @@ class Result(Struct, frozen=True, kw_only=True, eq=False):
         }
 
 
-def interpret(output: Output, array: NDArray[Any], labels: tuple[str, ...], where: str) -> TaskOutput:
+def interpret(
+    output: Output, array: NDArray[Any], labels: tuple[str, ...], where: str, *, prompted: bool = False
+) -> TaskOutput:
     """Turn a head's raw output, batch 1, into what its task means.
+
+    Args:
+        output: what it is.
+        array: its values.
+        labels: of a classification.
+        where: names it, for messages.
+        prompted: see ``ClassificationOutput``.
 
     Raises:
         EngineError: the output is not finite, or has not one value per label.
@@ -162,7 +174,8 @@ def interpret(output: Output, array: NDArray[Any], labels: tuple[str, ...], wher
             f"{where} is not finite: an input is out of the range the model was made for, or it overflows"
         )
     if isinstance(output.task, Classification):
-        return _classify(output.task, values.reshape(-1), labels, where)
+        found = _classify(output.task, values.reshape(-1), labels, where)
+        return structs.replace(found, prompted=True) if prompted else found
     if isinstance(output.task, Regression):
         return RegressionOutput(values, output.task.unit)
     return EmbeddingOutput(values.reshape(-1))

@@ -15,15 +15,15 @@ from msgspec import structs
 
 from edge_mbm.bundle import BundleFiles
 from edge_mbm.errors import EngineError, InputError, SessionClosedError
-from edge_mbm.preprocess import as_array, as_frame, as_text, as_utterance, as_waveform
+from edge_mbm.preprocess import as_array, as_frame, as_lines, as_utterance, as_waveform
 from edge_mbm.runtime.align import Aligner, Match
-from edge_mbm.runtime.component import ComponentRunner, Encoded, Node
+from edge_mbm.runtime.component import About, ComponentRunner, Encoded, Node
 from edge_mbm.runtime.decode import GREEDY, DecodeOptions, DecoderRunner, Piece
 from edge_mbm.runtime.engine import Engine, EngineLoader, OnnxRuntimeEngine
 from edge_mbm.runtime.feed import FOREVER, Feed
-from edge_mbm.runtime.head import Answering, HeadNode, Relay
+from edge_mbm.runtime.head import Answering, HeadNode, Prompts, Relay
 from edge_mbm.runtime.plan import Planned, choose_heads, needed_by, plan
-from edge_mbm.runtime.result import Result, Segment
+from edge_mbm.runtime.result import Result
 from edge_mbm.runtime.ring import AudioRing
 from edge_mbm.runtime.status import EncoderStatus, HeadStatus
 from edge_mbm.runtime.stream import MAX_SLIP_NS, AudioStream, FrameSlot, FrameStream, Stream
@@ -36,7 +36,7 @@ from edge_mbm.spec import (
     Encoder,
     Head,
     ImageModality,
-    Modality,
+    Manifest,
     SensorModality,
     TextModality,
     TokenSteps,
@@ -133,7 +133,8 @@ class Session:
             modality: its name in the manifest.
             data: image: uint8[H, W, 3] RGB or uint8[H, W] gray, kept by reference until the next poll. Audio: float or
                 int16 [samples] or [samples, channels]. Text: str, which counts until the next, see
-                ``Manifest.latched``. Sensor: a vector of the manifest's shape.
+                ``Manifest.latched``; a list of prompts has one a line, see ``TokenSteps.lines``. Sensor: a vector of
+                the manifest's shape.
             t: capture time, ns; of the first sample for audio. Must not go back.
             rate: audio only: its sample rate, Hz, if it is not the manifest's; it is resampled with soxr.
 
@@ -148,7 +149,7 @@ class Session:
                 for node, is_broken in zip(self._listeners(modality), broken, strict=True):
                     node.starts_anew |= is_broken
         elif stream is not None:
-            _check_item(self.manifest.modalities[modality], data, modality)
+            _check_item(self.manifest, data, modality)
             with self._lock:
                 stream.push(data, t)
 
@@ -248,7 +249,8 @@ class Session:
             node.reset()
         try:
             stages = {} if work.pushed is None else {"queue": perf_counter_ns() - work.pushed}
-            self._encode_with(node, {feed.stream.name: work.data}, work.t, stages, work.segment)
+            about = About(work.segment, work.data if isinstance(work.data, str) else None)
+            self._encode_with(node, {feed.stream.name: work.data}, work.t, stages, about)
         finally:
             with self._lock:
                 feed.done()
@@ -611,8 +613,13 @@ class Session:
         if not isinstance(component, Head):
             return Relay(name, component, **answering)
         tasks = {key: output.task for key, output in component.outputs.items()}
-        labels = {key: bundle.read_labels(t.labels) for key, t in tasks.items() if isinstance(t, Classification)}
+        labels = {key: self._labels(bundle, t) for key, t in tasks.items() if isinstance(t, Classification)}
         return HeadNode(self._runners[name], component, labels, **answering)
+
+    def _labels(self, bundle: BundleFiles, task: Classification) -> tuple[str, ...] | Prompts:
+        if self.manifest.is_prompted(task):
+            return Prompts(task.labels, self.manifest.lines(task.labels))
+        return bundle.read_labels(task.labels)
 
     def _listeners(self, modality: str) -> list[Node]:
         """What reads a modality, in running order."""
@@ -629,12 +636,12 @@ class Session:
     # --- encoding ----------------------------------------------------------------------------------------------------
 
     def _encode_with(
-        self, node: Node, sources: Mapping[str, Any], t: int, stages: dict[str, int], segment: Segment | None = None
+        self, node: Node, sources: Mapping[str, Any], t: int, stages: dict[str, int], about: About
     ) -> None:
         """Run one component, then those that feed on it, and announce pivots."""
         name = node.runner.name
         try:
-            encoded = node.encode(sources, t, stages, segment)
+            encoded = node.encode(sources, t, stages, about)
         except EngineError:
             node.failed += 1
             raise
@@ -646,7 +653,7 @@ class Session:
             self._tell(name, encoded)
         given = {f"{name}.{key}": value for key, value in encoded.outputs.items()}
         for follower in self._followers(name):
-            self._encode_with(follower, {**given, **sources}, t, dict(stages), segment)
+            self._encode_with(follower, {**given, **sources}, t, dict(stages), about)
 
     def _tell(self, name: str, encoded: Encoded) -> None:
         """Those who cut sound where this encoder hears speech."""
@@ -776,12 +783,13 @@ def _as_time(t: int) -> int:
         raise InputError(f"t is a time in whole nanoseconds, got {t!r}") from None
 
 
-def _check_item(modality: Modality, data: object, name: str) -> None:
+def _check_item(manifest: Manifest, data: object, name: str) -> None:
     """Refuse wrong data where it is handed in, not later where it is encoded."""
+    modality = manifest.modalities[name]
     if isinstance(modality, ImageModality):
         as_frame(data)
     elif isinstance(modality, TextModality):
-        as_text(data)
+        as_lines(data, manifest.lines(name))
     elif isinstance(modality, SensorModality):
         vector = as_array(data)
         if vector.shape != modality.shape or vector.dtype.kind not in "fiu":

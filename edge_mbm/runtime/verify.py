@@ -215,8 +215,9 @@ def _by_heads(manifest: Manifest) -> dict[tuple[str, ...], list[GoldenSample]]:
 
 
 def _can_do(manifest: Manifest, name: str, timing: Timing, sample: GoldenSample) -> bool:
-    given = [modality in sample.inputs for modality in manifest.modalities_of(name)]
-    return any(given) if timing.present else all(given)
+    used = manifest.modalities_of(name)
+    lacking = [modality for modality in used if modality not in sample.inputs]
+    return len(lacking) < len(used) and not timing.needs(lacking)
 
 
 def _compare(bundle: Bundle, session: Session, sample: GoldenSample, differences: dict[str, _Difference]) -> None:

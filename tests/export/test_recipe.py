@@ -154,7 +154,7 @@ def test_a_wrong_value_is_refused_where_it_is(
         (
             'labels = "classes"',
             'labels = "clases"',
-            "logits.labels is 'clases', which is not in [labels]: did you mean",
+            "logits.labels is 'clases', which is neither in [labels] nor a text whose lines they could be: did you",
         ),
         ('["both"]', '["bothe"]', "default_heads names 'bothe': did you mean 'both'? There are both, seen"),
         ('["both"]', '["image_encoder"]', "default_heads names 'image_encoder'. There are both, seen"),

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_mbm.errors import InputError, ManifestError, MissingDependencyError
-from edge_mbm.preprocess import TextPreprocessor, build_preprocessor
+from edge_mbm.preprocess import TextPreprocessor, as_lines, build_preprocessor
 from edge_mbm.preprocess.text import MAX_CHARACTERS, MAX_TOKENIZER_BYTES, is_tokenizer_json
 from edge_mbm.spec import TensorSpec, TokenSteps
 
@@ -323,3 +323,61 @@ def test_a_panic_of_the_library_is_an_error_like_others(monkeypatch: pytest.Monk
         prepare = TextPreprocessor(TokenSteps(asset="words", max_length=2), asset)
         with pytest.raises(seen):
             prepare("panic")
+
+
+# --- several prompts in one text -------------------------------------------------------------------------------------
+
+LISTS = st.lists(st.sampled_from(["a red mug", "mug", "blue", "a " * 9, "тест", "{", "don't"]), min_size=1, max_size=4)
+ASSETS = [VOCABULARY, pytest.param("wordpiece", marks=huggingface)]
+
+
+@pytest.mark.parametrize("asset", ASSETS)
+@pytest.mark.parametrize("gives", ["ids", "mask", "segments"])
+@given(prompts=LISTS, between=st.sampled_from(["\n", "\r\n", "\n\n", " \n\t", "\u2028"]))
+def test_each_line_is_prepared_as_a_text_by_itself(
+    asset: bytes | str, gives: Any, prompts: list[str], between: str
+) -> None:
+    """Row by row what one text gives; rows without a line are padding, whatever was in the buffer."""
+    found = wordpiece() if isinstance(asset, str) else asset
+    prepare = TextPreprocessor(TokenSteps(asset="words", max_length=6, gives=gives, lines=4), found)
+    rows = prepare(between.join(prompts), np.full((1, 4, 6), 99, np.int64))
+    assert prepare.shape == rows.shape == (1, 4, 6)
+    assert rows[0, : len(prompts)].tolist() == [tokens(found, prompt, gives=gives) for prompt in prompts]
+    assert (rows[0, len(prompts) :] == 0).all()
+
+
+@huggingface
+def test_a_row_without_a_line_has_the_files_own_padding() -> None:
+    """Its number for padding, and a mask of zeros: no special token says that a text begins there."""
+    padding = {
+        "strategy": {"Fixed": 9},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 7,
+        "pad_type_id": 0,
+        "pad_token": "blue",
+    }
+    asset = wordpiece(padding=padding)
+    rows = {
+        gives: TextPreprocessor(TokenSteps(asset="words", max_length=3, gives=gives, lines=2), asset)("red")[0].tolist()
+        for gives in ("ids", "mask", "segments")
+    }
+    assert rows == {"ids": [[2, 5, 3], [7, 7, 7]], "mask": [[1, 1, 1], [0, 0, 0]], "segments": [[0, 0, 0], [0, 0, 0]]}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "empty"), ("\r\n \t", "empty"), ("a\nb\nc", "has 3 prompts, one a line, and the bundle has room for 2")],
+)
+def test_a_text_that_is_no_list_of_prompts_is_refused(text: str, message: str) -> None:
+    """With how many there are and how many there may be."""
+    prepare = TextPreprocessor(TokenSteps(asset="words", max_length=3, lines=2), VOCABULARY)
+    with pytest.raises(InputError, match=message):
+        prepare(text)
+
+
+def test_one_prompt_keeps_its_line_breaks() -> None:
+    """Where a text is not taken line by line it is one, and an empty one is a text too."""
+    assert as_lines("a\nred mug\n", 1) == ("a\nred mug\n",)
+    assert as_lines("", 1) == ("",)
+    assert as_lines(" a \n\n red mug\n", 2) == ("a", "red mug")

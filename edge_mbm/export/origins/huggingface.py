@@ -17,6 +17,7 @@ from edge_mbm.export.origins.images import WithImages, normalized
 from edge_mbm.export.origins.module import TorchModel
 from edge_mbm.export.origins.whisper import WhisperEncoder
 from edge_mbm.export.recipe import HuggingFaceModel, Normalize
+from edge_mbm.models.similarity import Similarity, each_line
 
 __all__ = ["load_huggingface"]
 
@@ -111,19 +112,35 @@ def _quiet() -> Iterator[None]:
 
 
 def _part(model: Any, source: HuggingFaceModel, where: str) -> nn.Module:
-    kinds = {"vision": _VisionTower, "text": _TextTower, "encoder": WhisperEncoder, "decoder": _Decoder}
+    kinds = {
+        "vision": _VisionTower,
+        "text": _TextTower,
+        "similarity": _similarity,
+        "encoder": WhisperEncoder,
+        "decoder": _Decoder,
+    }
     needs = {
         "vision": "get_image_features",
         "text": "get_text_features",
+        "similarity": "logit_scale",
         "encoder": "get_encoder",
         "decoder": "get_decoder",
     }
     if source.part == "auto":
         return _Whole(model, source.pooling)
-    tower = source.part in ("vision", "text")
+    tower = source.part in ("vision", "text", "similarity")
     if not hasattr(model, needs[source.part]) or (not tower and not model.config.is_encoder_decoder):
         raise RecipeError(f"{where}.part is '{source.part}', which {type(model).__name__} does not have")
-    return kinds[source.part](model)
+    part: nn.Module = kinds[source.part](model)
+    return part
+
+
+def _similarity(model: Any) -> Similarity:
+    """The temperature that the towers were trained with, and SigLIP's bias."""
+    bias = getattr(model, "logit_bias", None)
+    head = Similarity(bias=0.0 if bias is None else float(bias.detach()))
+    head.log_scale.data.copy_(model.logit_scale.detach().reshape(()))
+    return head
 
 
 def _sees(model: Any, source: HuggingFaceModel) -> bool:
@@ -164,6 +181,11 @@ class _TextTower(nn.Module):
         self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        given = [input_ids] if attention_mask is None else [input_ids, attention_mask]
+        # A list of prompts has a row for each of its lines.
+        return each_line(self._tower, *given) if input_ids.dim() == 3 else self._tower(*given)
+
+    def _tower(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         return _features(self.model.get_text_features(input_ids=input_ids, attention_mask=attention_mask))
 
 

@@ -12,10 +12,12 @@ from edge_mbm.runtime.sources.mask import mask
 
 __all__ = [
     "AudioAddress",
+    "Beams",
     "BundlePath",
     "Heads",
     "Json",
     "Limit",
+    "MaxTokens",
     "Quiet",
     "ResultsPath",
     "SourceAddress",
@@ -124,6 +126,23 @@ Heads: TypeAlias = Annotated[
 ]
 Threads: TypeAlias = Annotated[
     int, typer.Option("--threads", min=1, help="Threads of each engine.", rich_help_panel="Model")
+]
+
+Beams: TypeAlias = Annotated[
+    int,
+    typer.Option(
+        "--beams", min=1, max=64, help="Hypotheses that a decoder follows; 1 is greedy.", rich_help_panel="Model"
+    ),
+]
+MaxTokens: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        "--max-tokens",
+        min=1,
+        help="Tokens of one text at most, where a decoder writes; without it as many as it can.",
+        show_default=False,
+        rich_help_panel="Model",
+    ),
 ]
 
 

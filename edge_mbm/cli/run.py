@@ -14,10 +14,12 @@ import typer
 
 from edge_mbm.cli.options import (
     AudioAddress,
+    Beams,
     BundlePath,
     Heads,
     Json,
     Limit,
+    MaxTokens,
     Quiet,
     ResultsPath,
     SourceAddress,
@@ -35,6 +37,7 @@ from edge_mbm.cli.service import Service, log_report
 from edge_mbm.cli.terminal import human, write_json, write_line
 from edge_mbm.errors import DeviceError, EdgeMbmError, InputError, MissingDependencyError
 from edge_mbm.runtime.bundle import Bundle, load
+from edge_mbm.runtime.decode import DecodeOptions
 from edge_mbm.runtime.governor import GovernorOptions
 from edge_mbm.runtime.live import Live, open_live
 from edge_mbm.runtime.log import warn
@@ -129,6 +132,8 @@ def run(
     head: Heads = None,
     variant: VariantChoice = "auto",
     threads: Threads = 1,
+    beams: Beams = 1,
+    max_tokens: MaxTokens = None,
     output: ResultsPath = None,
     truth: TruthPath = None,
     quiet: Quiet = False,
@@ -186,7 +191,8 @@ def run(
 
     Example: edge-mbm run model.mbm --video rtsp://camera/path --prompt "a red mug" --prompt "a cat"
     """
-    options = SessionOptions(heads=tuple(head) if head else None, variant=variant, threads=threads)
+    decoding = DecodeOptions(beams=beams, max_tokens=max_tokens)
+    options = SessionOptions(heads=tuple(head) if head else None, variant=variant, threads=threads, decoding=decoding)
     if service and fast:
         raise InputError("--service runs at real time, for as long as it is let: leave out --fast")
     typed = _STDIN in (text or ())

@@ -43,6 +43,8 @@ class JsonLines:
             BrokenPipeError: nobody reads any more.
         """
         line = {**result.as_json(), "t_capture": result.t_capture - self._origin}
+        if (segment := result.segment) is not None:
+            line["segment"] |= {"start": segment.start - self._origin, "end": segment.end - self._origin}
         rest = memoryview(self._encoder.encode(line) + b"\n")
         try:
             # Unbuffered files may take a part at a time.

@@ -359,6 +359,7 @@ def test_a_golden_text_is_replayed_word_by_word(tmp_path: Path) -> None:
         ("writer", "end", 7, "names token 7"),
         ("writer", "suppress", (9,), "names token 9"),
         ("writer", "token", "count", "'count' twice"),
+        ("writer", "inputs", {"x": Input(source="audio", tensor=floats(1))}, "reads a modality directly"),
         ("listener", "utterances", Utterances(source="listener.loudness"), "cycle"),
         ("listener", "utterances", Utterances(source="writer.text"), "cycle"),
         ("listener", "utterances", Utterances(source="voice.gender"), "which no encoder gives"),

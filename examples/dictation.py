@@ -19,6 +19,7 @@ import numpy as np
 from zoo import speech
 
 import edge_mbm
+from edge_mbm.runtime import TextOutput
 
 PAUSE = np.zeros(speech.RATE, np.float32)
 

@@ -115,6 +115,8 @@ class Session:
             self._nodes = {name: Node(self._runners[name]) for name in before}
             self._streams = self._make_streams()
             self._feeds = self._make_feeds()
+            self._followers = {name: self._find_followers(name) for name in self._nodes}
+            self._told = {name: self._find_told(name) for name in self._nodes}
             answering = choose_heads(bundle.manifest, self.options.heads)
             self._heads = [self._make_answering(bundle, p) for p in self.plan if p.name in answering]
             undo.pop_all()
@@ -625,13 +627,18 @@ class Session:
         """What reads a modality, in running order."""
         return [node for node in self._nodes.values() if modality in node.runner.sources]
 
-    def _followers(self, name: str) -> list[Node]:
+    def _find_followers(self, name: str) -> tuple[Node, ...]:
         """What reads outputs of a component, in running order."""
-        return [node for node in self._nodes.values() if any(s.startswith(f"{name}.") for s in node.runner.sources)]
+        nodes = self._nodes.values()
+        return tuple(node for node in nodes if any(s.startswith(f"{name}.") for s in node.runner.sources))
+
+    def _find_told(self, encoder: str) -> tuple[str, ...]:
+        feed = self._feeds.get(encoder)
+        return tuple(name for name, told in self._feeds.items() if feed is not None and told.teller is feed)
 
     def told_by(self, encoder: str) -> tuple[str, ...]:
         """Encoders that an encoder tells where speech is: after each of its runs they may have something to do."""
-        return tuple(name for name, feed in self._feeds.items() if feed.teller is self._feeds.get(encoder) is not None)
+        return self._told[encoder]
 
     # --- encoding ----------------------------------------------------------------------------------------------------
 
@@ -652,12 +659,12 @@ class Session:
                     head.aligner.add(t)
             self._tell(name, encoded)
         given = {f"{name}.{key}": value for key, value in encoded.outputs.items()}
-        for follower in self._followers(name):
+        for follower in self._followers[name]:
             self._encode_with(follower, {**given, **sources}, t, dict(stages), about)
 
     def _tell(self, name: str, encoded: Encoded) -> None:
         """Those who cut sound where this encoder hears speech."""
-        for told in self.told_by(name):
+        for told in self._told[name]:
             component = self._nodes[told].runner.component
             assert isinstance(component, Encoder)
             assert component.utterances is not None
@@ -666,7 +673,7 @@ class Session:
             ring.hear(encoded.t, float(encoded.outputs[component.utterances.source.partition(".")[2]].reshape(-1)[0]))
 
     def _finish_utterances(self, feed: Feed) -> None:
-        for told in self.told_by(feed.encoder):
+        for told in self._told[feed.encoder]:
             self._feeds[told].finish_utterance()
 
     def _explain(self, head: Answering, now: int) -> str:

@@ -79,9 +79,7 @@ def _load(size: int) -> MultimodalModel:
         from efficientnet_lite_pytorch import EfficientNet  # noqa: PLC0415
     except ImportError as absent:
         what = f"EfficientNet-Lite{size}"
-        raise MissingDependencyError(
-            absent.name or "efficientnet_lite_pytorch", what, _INSTALL.format(size)
-        ) from None
+        raise MissingDependencyError(absent.name or "efficientnet_lite_pytorch", what, _INSTALL.format(size)) from None
     path = getattr(weights, f"EfficientnetLite{size}ModelFile").get_model_file_path()
     net = EfficientNet.from_name(f"efficientnet-lite{size}")
     net.load_state_dict(torch.load(path, weights_only=True))

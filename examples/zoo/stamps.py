@@ -4,8 +4,8 @@ A stamp is a cut-out on a transparent ground, with a text file beside it: its En
 toucan."), and the same in another language on each of the others ("de.utf8=Ein Tukan."). Those that are drawings, and
 those whose text is a sentence and no name, are left out.
 
-Half of the stamps, drawn by a hash of their names, are held out: they calibrate nothing and train nothing. Stamps of one
-name are in the same half.
+Half of the stamps, drawn by a hash of their names, are held out: they calibrate nothing and train nothing. Stamps of
+one name are in the same half.
 """
 
 from __future__ import annotations
@@ -111,7 +111,9 @@ def _named(split: str) -> Iterator[Recording]:
 def _unnamed() -> Iterator[Recording]:
     rng = np.random.default_rng(1)
     for name, image in photographs("tuning").items():
-        yield Recording(f"photo-{name}", {"image": np.ascontiguousarray(image), "prompt": _choices("thing", rng)[0]}, None)
+        yield Recording(
+            f"photo-{name}", {"image": np.ascontiguousarray(image), "prompt": _choices("thing", rng)[0]}, None
+        )
 
 
 def _golden() -> Iterator[Recording]:

@@ -1,8 +1,9 @@
 """Zero-shot classification without CLIP's weights: ConSE, a convex combination of the embeddings of what is known.
 
-After Norouzi et al. 2014 (arXiv:1312.5650): EfficientNet-Lite1 says how probable each of ImageNet's 1000 classes is, and
-the ten most probable ones' names, as MiniLM embeds them, are summed with those weights. So a picture is a point among
-sentences, and a prompt is near it that means something like what was seen, though no picture was ever shown for it.
+After Norouzi et al. 2014 (arXiv:1312.5650): EfficientNet-Lite1 says how probable each of ImageNet's 1000 classes is,
+and the ten most probable ones' names, as MiniLM embeds them, are summed with those weights. So a picture is a point
+among sentences, and a prompt is near it that means something like what was seen, though no picture was ever shown for
+it.
 
     python examples/zoo/minilm.py .cache/zoo/minilm
     edge-mbm export export/zero_shot.toml -o zero_shot.mbm
@@ -126,11 +127,12 @@ def recall(places: NDArray[np.int64], k: int) -> float:
 def reference() -> tuple[NDArray[Any], NDArray[Any], list[str]]:
     """The framework's embeddings of all stamps and of all their names, and the names."""
     model, prepare = load(), ImagePreprocessor(ImageSteps(height=SIDE, width=SIDE))
+    sentence = model.get_submodule("encoders.text.encoder")
     names = list(dict.fromkeys(stamp.name for stamp in stamps()))
     with torch.inference_mode():
         features = [model.encoders["image"](torch.from_numpy(prepare(_image(stamp)))) for stamp in stamps()]
         pictures = model.encoders["conse"](torch.cat(features))
-        prompts = torch.cat([model.encoders["text"].encoder(*_tokens([describe(name)])) for name in names])
+        prompts = torch.cat([sentence(*_tokens([describe(name)])) for name in names])
     return pictures.numpy(), prompts.numpy(), names
 
 
@@ -167,7 +169,11 @@ def table(bundle: str) -> Iterator[str]:
 def fit_scale() -> float:
     """The scale at which a softmax over all names is likeliest to be right, on the stamps that are not held out."""
     pictures, prompts, names = reference()
-    known = [(picture, names.index(stamp.name)) for picture, stamp in zip(pictures, stamps(), strict=True) if not stamp.heldout]
+    known = [
+        (picture, names.index(stamp.name))
+        for picture, stamp in zip(pictures, stamps(), strict=True)
+        if not stamp.heldout
+    ]
     cosines = torch.from_numpy(np.stack([picture for picture, _ in known]) @ prompts.T)
     right = torch.tensor([label for _, label in known])
     scales = np.arange(1.0, 60.0)

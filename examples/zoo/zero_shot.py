@@ -33,7 +33,7 @@ from zoo import efficientnet, minilm
 from zoo.packages import package_folder
 from zoo.stamps import Stamp, describe, stamps
 
-__all__ = ["Conse", "class_names", "load", "ranks", "recall"]
+__all__ = ["Conse", "class_names", "load", "ranks", "recall", "tokens"]
 
 TOP = 10
 """Classes that a picture is a mixture of; the paper's figure."""
@@ -93,7 +93,7 @@ def load() -> MultimodalModel:
     """
     seen, sentence = efficientnet.load_lite1(), Sentence(minilm.load())
     with torch.inference_mode():
-        names = torch.cat([sentence(*_tokens([describe(name)])) for name in class_names()])
+        names = torch.cat([sentence(*tokens([describe(name)])) for name in class_names()])
     encoders = {
         "image": seen.get_submodule("encoders.image"),
         "conse": Conse(seen.get_submodule("heads.label"), names.clone()),
@@ -132,7 +132,7 @@ def reference() -> tuple[NDArray[Any], NDArray[Any], list[str]]:
     with torch.inference_mode():
         features = [model.encoders["image"](torch.from_numpy(prepare(_image(stamp)))) for stamp in stamps()]
         pictures = model.encoders["conse"](torch.cat(features))
-        prompts = torch.cat([sentence(*_tokens([describe(name)])) for name in names])
+        prompts = torch.cat([sentence(*tokens([describe(name)])) for name in names])
     return pictures.numpy(), prompts.numpy(), names
 
 
@@ -187,7 +187,8 @@ def _image(stamp: Stamp) -> NDArray[np.uint8]:
     return on_grey(stamp.path)
 
 
-def _tokens(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+def tokens(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """MiniLM's ids and mask: int64[texts, LENGTH] twice."""
     ids, mask = _text_steps()
     return (
         torch.from_numpy(np.concatenate([ids(text) for text in texts])),

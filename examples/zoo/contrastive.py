@@ -1,8 +1,8 @@
 """A small CLIP learnt from pairs alone: photographs and what people call them, and no class in sight.
 
 Two small projections are trained onto frozen features, EfficientNet-Lite1's of the picture and MiniLM's of the
-caption, with ``edge_mbm.training.contrastive_loss``. Half of the stamps are learnt from, the other half, whose names do not occur
-in the first, tell how well it works: which of the held-out names does a picture belong to?
+caption, with ``edge_mbm.training.contrastive_loss``. Half of the stamps are learnt from. The other half, whose names
+do not occur in the first, tell how well it works: which of the held-out names does a picture belong to?
 
     PYTHONPATH=examples python -m zoo.contrastive
 """

@@ -3,8 +3,8 @@
 An inertial sensor is six numbers: acceleration (m/s2) and turn rate (rad/s) of each axis. Nothing in the package has
 its name: the recipe declares a sensor of shape [6], and whatever gives such vectors can feed it.
 
-    edge-mbm export export/imu_posture.toml -o imu_posture.mbm
-    PYTHONPATH=examples python examples/imu_posture.py imu_posture.mbm
+    PYTHONPATH=examples python examples/imu_posture.py    # or: edge-mbm demo posture
+    PYTHONPATH=examples python examples/imu_posture.py imu_posture.mbm    # on a device, with a bundle that is there
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import functools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 import edge_mbm
 from edge_mbm.runtime.sources import SensorSource
 
+ROOT = Path(__file__).parents[1]
 POSTURES = ("upright", "leaning", "fallen", "shaken")
 GRAVITY = 9.81
 RATE = 50.0  # Hz
@@ -99,5 +101,16 @@ def main(bundle: str) -> None:
                 break
 
 
+def exported() -> str:
+    """The bundle, made now if it is not there yet."""
+    from edge_mbm.export import export_bundle  # noqa: PLC0415 - brings torch, which a device lacks
+
+    bundle = ROOT / "build" / "imu_posture" / "imu_posture.mbm"
+    if not bundle.exists():
+        bundle.parent.mkdir(parents=True, exist_ok=True)
+        export_bundle(ROOT / "export" / "imu_posture.toml", bundle)
+    return str(bundle)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1] if len(sys.argv) > 1 else exported())

@@ -13,6 +13,7 @@ import typer
 import edge_mbm
 from edge_mbm.cli.bench import bench as bench_command
 from edge_mbm.cli.compare import compare as compare_command
+from edge_mbm.cli.demo import demo as demo_command
 from edge_mbm.cli.doctor import doctor as doctor_command
 from edge_mbm.cli.export import export as export_command
 from edge_mbm.cli.group import CommandGroup
@@ -43,6 +44,7 @@ The usual order, on the workstation and then on the device:
   edge-mbm top model.mbm --source clip.mp4    and watch it at work
   edge-mbm record --video URI -o s.mcap       keep what sensors gave
   edge-mbm replay s.mcap -b model.mbm         and stream it again
+  edge-mbm demo zero-shot                     one of the examples
 
 Every command has --help. With --json the answer is JSON on stdout, and what is for people goes to stderr.
 
@@ -75,6 +77,7 @@ app.command("run")(run_command)
 app.command("top")(top_command)
 app.command("record")(record_command)
 app.command("replay")(replay_command)
+app.command("demo")(demo_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,8 +4,8 @@ A stamp is a cut-out on a transparent ground, with a text file beside it: its En
 toucan."), and the same in another language on each of the others ("de.utf8=Ein Tukan."). Those that are drawings, and
 those whose text is a sentence and no name, are left out.
 
-Half of the stamps, drawn by a hash of their names, are held out: they calibrate nothing and train nothing. Stamps of one
-name are in the same half.
+Half of the stamps, drawn by a hash of their names, are held out: they calibrate nothing and train nothing. Stamps of
+one name are in the same half.
 """
 
 from __future__ import annotations

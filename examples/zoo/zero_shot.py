@@ -1,8 +1,9 @@
 """Zero-shot classification without CLIP's weights: ConSE, a convex combination of the embeddings of what is known.
 
-After Norouzi et al. 2014 (arXiv:1312.5650): EfficientNet-Lite1 says how probable each of ImageNet's 1000 classes is, and
-the ten most probable ones' names, as MiniLM embeds them, are summed with those weights. So a picture is a point among
-sentences, and a prompt is near it that means something like what was seen, though no picture was ever shown for it.
+After Norouzi et al. 2014 (arXiv:1312.5650): EfficientNet-Lite1 says how probable each of ImageNet's 1000 classes is,
+and the ten most probable ones' names, as MiniLM embeds them, are summed with those weights. So a picture is a point
+among sentences, and a prompt is near it that means something like what was seen, though no picture was ever shown for
+it.
 
     python examples/zoo/minilm.py .cache/zoo/minilm
     edge-mbm export export/zero_shot.toml -o zero_shot.mbm
@@ -32,7 +33,7 @@ from zoo import efficientnet, minilm
 from zoo.packages import package_folder
 from zoo.stamps import Stamp, describe, stamps
 
-__all__ = ["Conse", "class_names", "load", "ranks", "recall"]
+__all__ = ["Conse", "class_names", "load", "ranks", "recall", "tokens"]
 
 TOP = 10
 """Classes that a picture is a mixture of; the paper's figure."""
@@ -92,7 +93,7 @@ def load() -> MultimodalModel:
     """
     seen, sentence = efficientnet.load_lite1(), Sentence(minilm.load())
     with torch.inference_mode():
-        names = torch.cat([sentence(*_tokens([describe(name)])) for name in class_names()])
+        names = torch.cat([sentence(*tokens([describe(name)])) for name in class_names()])
     encoders = {
         "image": seen.get_submodule("encoders.image"),
         "conse": Conse(seen.get_submodule("heads.label"), names.clone()),
@@ -126,11 +127,12 @@ def recall(places: NDArray[np.int64], k: int) -> float:
 def reference() -> tuple[NDArray[Any], NDArray[Any], list[str]]:
     """The framework's embeddings of all stamps and of all their names, and the names."""
     model, prepare = load(), ImagePreprocessor(ImageSteps(height=SIDE, width=SIDE))
+    sentence = model.get_submodule("encoders.text.encoder")
     names = list(dict.fromkeys(stamp.name for stamp in stamps()))
     with torch.inference_mode():
         features = [model.encoders["image"](torch.from_numpy(prepare(_image(stamp)))) for stamp in stamps()]
         pictures = model.encoders["conse"](torch.cat(features))
-        prompts = torch.cat([model.encoders["text"].encoder(*_tokens([describe(name)])) for name in names])
+        prompts = torch.cat([sentence(*tokens([describe(name)])) for name in names])
     return pictures.numpy(), prompts.numpy(), names
 
 
@@ -185,7 +187,8 @@ def _image(stamp: Stamp) -> NDArray[np.uint8]:
     return on_grey(stamp.path)
 
 
-def _tokens(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+def tokens(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """MiniLM's ids and mask: int64[texts, LENGTH] twice."""
     ids, mask = _text_steps()
     return (
         torch.from_numpy(np.concatenate([ids(text) for text in texts])),

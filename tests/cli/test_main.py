@@ -18,7 +18,7 @@ from edge_mbm.cli import main
 from edge_mbm.cli.terminal import clean
 from edge_mbm.testing import tiny_bundle
 
-COMMANDS = ("export", "inspect", "compare", "doctor", "verify", "bench", "run", "top")
+COMMANDS = ("export", "inspect", "compare", "doctor", "verify", "bench", "run", "top", "demo")
 PYTHON = [sys.executable, "-m", "edge_mbm.cli"]
 
 

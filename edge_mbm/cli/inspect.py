@@ -20,6 +20,7 @@ from edge_mbm.runtime.plan import choose_variant
 from edge_mbm.spec import (
     Classification,
     Component,
+    Decoder,
     Encoder,
     Head,
     Input,
@@ -109,7 +110,7 @@ def _modalities(files: BundleFiles, console: Console) -> None:
 
 
 def _components(files: BundleFiles, console: Console) -> None:
-    defaults = files.manifest.default_heads
+    defaults = files.manifest.default_results()
     for name in files.manifest.order():
         component = files.manifest.components[name]
         console.print()
@@ -128,6 +129,14 @@ def _describe(files: BundleFiles, component: Component) -> Iterator[str]:
         yield f"state {state.output} -> {state.input}: {_tensor(state.tensor)}"
     if isinstance(component, Encoder) and component.window:
         yield _window(files.manifest, component)
+    if isinstance(component, Encoder) and component.utterances:
+        cut = component.utterances
+        yield f"utterances, where {cut.source} is {cut.threshold:g} or more, to {cut.silence_ns / 1e6:g} ms of silence"
+    if isinstance(component, Decoder):
+        yield (
+            f"{component.algorithm}, at most {component.max_tokens} tokens of {component.tokenizer}, "
+            f"{len(component.suppress)} of which never come"
+        )
     if isinstance(component, Head):
         yield from _timing(component)
 

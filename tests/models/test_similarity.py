@@ -7,13 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from edge_mbm.models import EachLine, Similarity
 
 
+@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 1000), stretch=st.floats(1e-3, 1e3))
 def test_it_is_the_cosine_times_the_scale(seed: int, stretch: float) -> None:
     """Against numpy, pair by pair; how long the vectors are does not matter."""

@@ -2,13 +2,22 @@
 
 from edge_mbm.models.composed import MultimodalModel
 from edge_mbm.models.encoders import ConvEncoder, GRUEncoder
-from edge_mbm.models.fusion import AttentionFusion, ConcatFusion, SingleModality, SumFusion
+from edge_mbm.models.fusion import (
+    AttentionFusion,
+    BottleneckFusion,
+    ConcatFusion,
+    GatedFusion,
+    SingleModality,
+    SumFusion,
+)
 
 __all__ = [
     "AttentionFusion",
+    "BottleneckFusion",
     "ConcatFusion",
     "ConvEncoder",
     "GRUEncoder",
+    "GatedFusion",
     "MultimodalModel",
     "SingleModality",
     "SumFusion",

@@ -390,6 +390,9 @@ class Encoder(_Component, frozen=True, kw_only=True, tag="encoder", tag_field="k
     """For streams (audio, video): without it each item is encoded by itself."""
     gate: Gate | None = None
     """What lets it skip items; None runs it on every one."""
+    max_gap_ns: Annotated[int, Meta(ge=1)] | None = None
+    """Of frames or vectors: with more than this between two that it encodes, its carried states start from zeros, as a
+    sound's do when samples are lost. None: they go on for ever."""
 
 
 class Head(_Component, frozen=True, kw_only=True, tag="head", tag_field="kind"):
@@ -818,6 +821,8 @@ def _window_problems(manifest: Manifest, component: Encoder, where: str) -> Iter
         modality = manifest.modalities.get(value.source)
         if component.gate is not None and not isinstance(modality, fitting[type(component.gate)]):
             yield f"{where}.gate is {type(component.gate).__name__}, which does not watch '{value.source}'"
+    if component.max_gap_ns is not None and not component.states:
+        yield f"{where}.max_gap_ns is given, but it carries no state that could start anew"
     for value in streams:
         modality, steps = manifest.modalities[value.source], value.preprocess
         if component.window and isinstance(modality, AudioModality):

@@ -154,7 +154,13 @@ def _assemble(
 ) -> Skeleton:
     if isinstance(component, EncoderRecipe):
         return Encoder(
-            inputs=inputs, outputs=outputs, variants={}, states=states, window=component.window, gate=component.gate
+            inputs=inputs,
+            outputs=outputs,
+            variants={},
+            states=states,
+            window=component.window,
+            gate=component.gate,
+            max_gap_ns=component.max_gap_ns,
         )
     return Head(
         inputs=inputs,

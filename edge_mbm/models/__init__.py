@@ -1,7 +1,7 @@
 """torch modules to build multimodal models from: encoders, fusion heads, and the composed model."""
 
 from edge_mbm.models.composed import MultimodalModel
-from edge_mbm.models.encoders import ConvEncoder, GRUEncoder
+from edge_mbm.models.encoders import ConvEncoder, GRUEncoder, SensorEncoder
 from edge_mbm.models.fusion import (
     AttentionFusion,
     BottleneckFusion,
@@ -10,15 +10,20 @@ from edge_mbm.models.fusion import (
     SingleModality,
     SumFusion,
 )
+from edge_mbm.models.temporal import AttentionMemory, ClipEncoder, GRUMemory
 
 __all__ = [
     "AttentionFusion",
+    "AttentionMemory",
     "BottleneckFusion",
+    "ClipEncoder",
     "ConcatFusion",
     "ConvEncoder",
     "GRUEncoder",
+    "GRUMemory",
     "GatedFusion",
     "MultimodalModel",
+    "SensorEncoder",
     "SingleModality",
     "SumFusion",
 ]

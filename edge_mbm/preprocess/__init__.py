@@ -2,6 +2,7 @@
 
 from edge_mbm.preprocess.audio import LogMel, as_array, as_waveform, mel_filterbank
 from edge_mbm.preprocess.image import ImagePreprocessor, as_frame
+from edge_mbm.preprocess.series import in_turn
 from edge_mbm.preprocess.steps import Preprocessor, build_preprocessor
 from edge_mbm.preprocess.text import TextPreprocessor, as_text
 
@@ -15,5 +16,6 @@ __all__ = [
     "as_text",
     "as_waveform",
     "build_preprocessor",
+    "in_turn",
     "mel_filterbank",
 ]

@@ -116,6 +116,7 @@ class EncoderNode:
         """How long its last run took."""
         component = runner.component
         self._gate = make_gate(component.gate if isinstance(component, Encoder) else None)
+        self._max_gap_ns = component.max_gap_ns if isinstance(component, Encoder) else None
         self._recent: deque[Encoded] = deque(maxlen=_HISTORY)
 
     def encode(self, sources: Mapping[str, Any], t: int, stages: dict[str, int]) -> Encoded:
@@ -128,6 +129,8 @@ class EncoderNode:
         if self._gate is not None and self._recent and self._gate.may_skip(item, t):
             self.gated += 1
             return Encoded(t, self._recent[-1].outputs, stages, gated=True)
+        if self._max_gap_ns is not None and self._recent and t - self._recent[-1].t > self._max_gap_ns:
+            self.runner.reset()
         started = perf_counter_ns()
         self.runs += 1
         outputs = self.runner.run(sources, stages)

@@ -17,11 +17,15 @@ from edge_mbm.export.targets import target
 from edge_mbm.export.trt_check import check_trt
 from edge_mbm.models import (
     AttentionFusion,
+    AttentionMemory,
     BottleneckFusion,
+    ClipEncoder,
     ConcatFusion,
     ConvEncoder,
     GatedFusion,
     GRUEncoder,
+    GRUMemory,
+    SensorEncoder,
     SumFusion,
 )
 
@@ -44,10 +48,38 @@ def sequences(batch: int) -> tuple[Tensor, ...]:
     return torch.randn(batch, 4, 6), torch.randn(batch, 6), torch.randint(0, 2, (batch, 2)).float()
 
 
+def reading(batch: int) -> tuple[Tensor, ...]:
+    return (torch.randn(batch, 6),)
+
+
+def seen_with_gru(batch: int) -> tuple[Tensor, ...]:
+    return torch.randint(0, 256, (batch, 16, 16, 1), dtype=torch.uint8), torch.randn(batch, 5)
+
+
+def seen_with_window(batch: int) -> tuple[Tensor, ...]:
+    filled = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(batch, 4).unsqueeze(2)
+    memory = torch.cat([filled * torch.randn(batch, 4, 8), filled], dim=2)
+    return torch.randint(0, 256, (batch, 16, 16, 1), dtype=torch.uint8), memory
+
+
+def clip_encoder(memory: Any) -> ClipEncoder:
+    return ClipEncoder(ConvEncoder(widths=(4, 8), dim=8, grid=2), memory)
+
+
 FUSION = {"modalities": 2, "dim": 6, "classes": 3}
 CASES: list[Any] = [
     pytest.param(lambda: ConvEncoder(widths=(4, 8), dim=6), image, ({0: BATCH},), id="conv"),
     pytest.param(lambda: GRUEncoder(features=6, hidden=8, dim=6, stack=5), stream, ({0: BATCH}, {1: BATCH}), id="gru"),
+    pytest.param(lambda: SensorEncoder(features=6, std=2.0), reading, ({0: BATCH},), id="sensor"),
+    pytest.param(
+        lambda: clip_encoder(GRUMemory(dim=8, hidden=5)), seen_with_gru, ({0: BATCH}, {0: BATCH}), id="clip-gru"
+    ),
+    pytest.param(
+        lambda: clip_encoder(AttentionMemory(dim=8, frames=4)),
+        seen_with_window,
+        ({0: BATCH}, {0: BATCH}),
+        id="clip-attention",
+    ),
     *(
         pytest.param(lambda kind=kind: kind(**FUSION), joined, (({0: BATCH},) * 3,), id=kind.__name__)
         for kind in (ConcatFusion, SumFusion, AttentionFusion, GatedFusion, BottleneckFusion)

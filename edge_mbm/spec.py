@@ -419,6 +419,9 @@ class Encoder(_Component, frozen=True, kw_only=True, tag="encoder", tag_field="k
     """What lets it skip items; None runs it on every one."""
     utterances: Utterances | None = None
     """For sound: it gets what was said from its beginning to its end, in place of sliding windows."""
+    max_gap_ns: Annotated[int, Meta(ge=1)] | None = None
+    """Of frames or vectors: with more than this between two that it encodes, its carried states start from zeros, as a
+    sound's do when samples are lost. None: they go on for ever."""
 
 
 class Head(_Component, frozen=True, kw_only=True, tag="head", tag_field="kind"):
@@ -986,13 +989,11 @@ def _window_problems(manifest: Manifest, component: Encoder, where: str) -> Iter
     ]
     if streams and component.window is None:
         yield f"{where} reads a stream, so it needs a window (length and hop)"
-    fitting: dict[type, type] = {UnchangedGate: ImageModality, SilenceGate: AudioModality}
-    for value in component.inputs.values():
-        modality = manifest.modalities.get(value.source)
-        if component.gate is not None and not isinstance(modality, fitting[type(component.gate)]):
-            yield f"{where}.gate is {type(component.gate).__name__}, which does not watch '{value.source}'"
+    yield from _gate_problems(manifest, component, where)
     if component.utterances is not None:
         yield from _utterance_problems(manifest, component, component.utterances, where)
+    if component.max_gap_ns is not None and not component.states:
+        yield f"{where}.max_gap_ns is given, but it carries no state that could start anew"
     for value in streams:
         modality, steps = manifest.modalities[value.source], value.preprocess
         if component.window and isinstance(modality, AudioModality):
@@ -1002,6 +1003,14 @@ def _window_problems(manifest: Manifest, component: Encoder, where: str) -> Iter
                 yield f"{where} expects {steps.sample_rate} Hz, but '{value.source}' has {modality.sample_rate} Hz"
             if component.window and component.window.length < steps.window_length:
                 yield f"{where}.window.length is shorter than one log-mel window of {steps.window_length} samples"
+
+
+def _gate_problems(manifest: Manifest, component: Encoder, where: str) -> Iterator[str]:
+    fitting: dict[type, type] = {UnchangedGate: ImageModality, SilenceGate: AudioModality}
+    for value in component.inputs.values():
+        modality = manifest.modalities.get(value.source)
+        if component.gate is not None and not isinstance(modality, fitting[type(component.gate)]):
+            yield f"{where}.gate is {type(component.gate).__name__}, which does not watch '{value.source}'"
 
 
 def _utterance_problems(manifest: Manifest, encoder: Encoder, cut: Utterances, where: str) -> Iterator[str]:

@@ -12,7 +12,7 @@ from edge_mbm.errors import CalibrationError, EdgeMbmError, ExportError
 from edge_mbm.export.graph import first_line
 from edge_mbm.export.recordings import Recording
 from edge_mbm.export.skeleton import Skeleton
-from edge_mbm.preprocess import Decoding, Detokenizer, as_lines, as_utterance, as_waveform, build_preprocessor
+from edge_mbm.preprocess import Decoding, Detokenizer, as_lines, as_utterance, as_waveform, build_preprocessor, in_turn
 from edge_mbm.spec import Classification, Decoder, Encoder, Head, Input, Output, TokenSteps
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ class Chain:
     ) -> Arrays:
         """Every component's outputs for one recording, apart from any stream.
 
-        A windowed encoder takes the recording's whole windows in turn, from a zero state; its last outputs count.
+        A windowed encoder takes the recording's whole windows in turn, from a zero state; its last outputs count. So
+        does an encoder of frames or vectors, where the recording has a series of them.
 
         Args:
             recording: modalities that it lacks are missing to the heads.
@@ -143,14 +144,16 @@ class Chain:
     def _items(
         self, name: str, component: Encoder, recording: Recording, outputs: Arrays
     ) -> Iterator[Mapping[str, Any]]:
-        """What an encoder reads, or nothing if the recording lacks it; once for every window."""
+        """What an encoder reads, or nothing if the recording lacks it; once for every window, or item of a series."""
         known: dict[str, Any] = {**recording.inputs, **outputs}
         if any(value.source not in known for value in component.inputs.values()):
             return
-        if component.window is None:
-            yield known
-            return
         value = next(iter(component.inputs.values()))  # all are of one source
+        if component.window is None:
+            with _fits(name, recording):
+                items = in_turn(known[value.source], value)
+            yield from ({**known, value.source: item} for item in items)
+            return
         with _fits(name, recording):
             samples = as_waveform(known[value.source])
         length, hop = component.window.length, component.window.hop

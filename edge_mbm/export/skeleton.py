@@ -164,6 +164,7 @@ def _assemble(
             window=component.window,
             gate=component.gate,
             utterances=component.utterances,
+            max_gap_ns=component.max_gap_ns,
         )
     if isinstance(component, DecoderRecipe):
         return Decoder(

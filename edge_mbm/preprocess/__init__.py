@@ -3,6 +3,7 @@
 from edge_mbm.preprocess.audio import LogMel, as_array, as_utterance, as_waveform, mel_filterbank
 from edge_mbm.preprocess.decoding import Decoding, Scored, Stepper
 from edge_mbm.preprocess.image import ImagePreprocessor, as_frame
+from edge_mbm.preprocess.series import in_turn
 from edge_mbm.preprocess.steps import Preprocessor, build_preprocessor
 from edge_mbm.preprocess.text import Detokenizer, TextPreprocessor, as_lines, as_text
 
@@ -22,5 +23,6 @@ __all__ = [
     "as_utterance",
     "as_waveform",
     "build_preprocessor",
+    "in_turn",
     "mel_filterbank",
 ]

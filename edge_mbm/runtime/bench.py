@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import cycle
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from msgspec import Struct
 
 from edge_mbm.errors import InputError, ManifestError
-from edge_mbm.preprocess import as_waveform
+from edge_mbm.preprocess import as_waveform, in_turn
 from edge_mbm.runtime.bundle import Bundle
 from edge_mbm.runtime.engine import EngineLoader
 from edge_mbm.runtime.latency import LatencyFigures, LatencyHistogram
@@ -25,6 +25,7 @@ from edge_mbm.spec import (
     Component,
     Encoder,
     ImageSteps,
+    Input,
     Manifest,
     Modality,
     SensorModality,
@@ -224,7 +225,9 @@ class _Feed:
     def __init__(self, bundle: Bundle, session: Session) -> None:
         self._modalities = {name: bundle.manifest.modalities[name] for name in session.modalities}
         components = [planned.component for planned in session.plan]
-        golden = [_golden(bundle, self._modalities, sample.inputs) for sample in bundle.manifest.golden]
+        inputs = {v.source: v for component in components for v in component.inputs.values()}
+        whole = [_golden(bundle, self._modalities, sample.inputs) for sample in bundle.manifest.golden]
+        golden = [moment for sample in whole for moment in _moments(sample, inputs)]
         self.zeros = tuple(name for name in self._modalities if not any(name in sample for sample in golden))
         blank = {name: _blank(bundle.manifest, components, name) for name in self._modalities}
         self._samples = [blank | sample for sample in golden] or [blank]
@@ -260,6 +263,15 @@ def _golden(
         if isinstance(data, str) or data.size:
             found[name] = data
     return found
+
+
+def _moments(
+    sample: Mapping[str, NDArray[Any] | str], inputs: Mapping[str, Input]
+) -> Iterator[dict[str, NDArray[Any] | str]]:
+    """A sample's series item by item, all else beside each; one that is shorter stays at its last."""
+    series = {name: in_turn(data, inputs[name]) for name, data in sample.items()}
+    for index in range(max(map(len, series.values()), default=0)):
+        yield {name: cast("NDArray[Any] | str", items[min(index, len(items) - 1)]) for name, items in series.items()}
 
 
 def _blank(manifest: Manifest, components: Sequence[Component], name: str) -> NDArray[Any] | str:

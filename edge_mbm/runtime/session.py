@@ -15,7 +15,7 @@ from msgspec import structs
 
 from edge_mbm.bundle import BundleFiles
 from edge_mbm.errors import EngineError, InputError, SessionClosedError
-from edge_mbm.preprocess import as_array, as_frame, as_lines, as_utterance, as_waveform
+from edge_mbm.preprocess import as_array, as_frame, as_lines, as_utterance, as_waveform, in_turn
 from edge_mbm.runtime.align import Aligner, Match
 from edge_mbm.runtime.component import About, ComponentRunner, Encoded, Node
 from edge_mbm.runtime.decode import GREEDY, DecodeOptions, DecoderRunner, Piece
@@ -248,7 +248,7 @@ class Session:
             node.starts_anew |= starts_anew
             return False
         if starts_anew:
-            node.reset()
+            self._start_anew(node)
         try:
             stages = {} if work.pushed is None else {"queue": perf_counter_ns() - work.pushed}
             about = About(work.segment, work.data if isinstance(work.data, str) else None)
@@ -447,7 +447,8 @@ class Session:
 
         Args:
             inputs: modality -> data as for ``push``; audio at the manifest's rate, from a stream's start: whole windows
-                are encoded in turn from a zero state, and the last one counts. A modality left out is missing.
+                are encoded in turn from a zero state, and the last one counts. So are the frames of a clip,
+                uint8[T, H, W, 3], and a sensor's vectors, [T, *shape]. A modality left out is missing.
 
         Raises:
             InputError: an unknown modality, wrong data, or a head that cannot do without a missing modality.
@@ -676,6 +677,12 @@ class Session:
         for told in self._told[feed.encoder]:
             self._feeds[told].finish_utterance()
 
+    def _start_anew(self, node: Node) -> None:
+        """Zero the state of a component, and of those that feed on it: they remember the same broken stream."""
+        node.reset()
+        for follower in self._followers[node.runner.name]:
+            self._start_anew(follower)
+
     def _explain(self, head: Answering, now: int) -> str:
         if head.name in self._disabled:
             return "disabled"
@@ -731,11 +738,12 @@ class Session:
             known.update({f"{runner.name}.{key}": value for key, value in outputs.items()})
 
     def _windows(self, component: Component, known: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-        """The sources themselves, or each whole window of the audio among them."""
+        """The sources themselves, each item of a series, or each whole window of the audio among them."""
         audio = [v.source for v in component.inputs.values() if isinstance(self._streams.get(v.source), AudioStream)]
         window = component.window if isinstance(component, Encoder) else None
         if not audio or window is None:
-            yield known
+            value = next(iter(component.inputs.values()))  # all are of one source
+            yield from ({**known, value.source: item} for item in in_turn(known[value.source], value))
             return
         samples = as_waveform(known[audio[0]])
         if isinstance(component, Encoder) and component.utterances is not None:

@@ -12,7 +12,16 @@ from edge_mbm.errors import CalibrationError, EdgeMbmError, ExportError
 from edge_mbm.export.graph import first_line
 from edge_mbm.export.recordings import Recording
 from edge_mbm.export.skeleton import Skeleton
-from edge_mbm.preprocess import Decoding, Detokenizer, as_lines, as_utterance, as_waveform, build_preprocessor
+from edge_mbm.preprocess import (
+    Decoding,
+    Detokenizer,
+    as_lines,
+    as_utterance,
+    as_video,
+    as_waveform,
+    build_preprocessor,
+    frame_windows,
+)
 from edge_mbm.spec import Classification, Decoder, Encoder, Head, Input, Output, TokenSteps
 
 if TYPE_CHECKING:
@@ -151,6 +160,12 @@ class Chain:
             yield known
             return
         value = next(iter(component.inputs.values()))  # all are of one source
+        if len(value.tensor.shape) == 5:
+            with _fits(name, recording):
+                frames = as_video(known[value.source])
+                windows = list(frame_windows(len(frames), component.window))
+            yield from ({value.source: [frames[index] for index in found.indices]} for found in windows)
+            return
         with _fits(name, recording):
             samples = as_waveform(known[value.source])
         length, hop = component.window.length, component.window.hop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -30,6 +31,7 @@ from edge_mbm.spec import (
     Modality,
     SensorModality,
     TextModality,
+    VideoModality,
     Window,
 )
 
@@ -233,14 +235,23 @@ class _Feed:
         self._samples = [blank | sample for sample in golden] or [blank]
         windows = list(_windows(bundle.manifest, components))
         self.steps_to_fill = max((window.length // window.hop for window, _ in windows), default=0)
-        self._step_ns = max((-(-window.hop * _SECOND // rate) for window, rate in windows), default=_FRAME_NS)
+        self._step_ns = max((math.ceil(window.hop * _SECOND / rate) for window, rate in windows), default=_FRAME_NS)
 
     def steps(self) -> Iterator[list[_Item]]:
         """Per step: audio up to its end, and everything else at its end, so that no pivot has to wait."""
         end = 0
         for sample in cycle(self._samples):
             start, end = end, end + self._step_ns
-            yield [self._item(name, data, start, end) for name, data in sample.items()]
+            yield [item for name, data in sample.items() for item in self._items(name, data, start, end)]
+
+    def _items(self, name: str, data: NDArray[Any] | str, start: int, end: int) -> Iterator[_Item]:
+        modality = self._modalities[name]
+        if not isinstance(modality, VideoModality) or isinstance(data, str):
+            yield self._item(name, data, start, end)
+            return
+        frames = data if data.ndim == 4 else data[None]
+        for index in range(*(math.ceil(t * modality.rate / _SECOND) for t in (start, end))):
+            yield _Item(name, frames[index % len(frames)], math.floor(index * _SECOND / modality.rate))
 
     def _item(self, name: str, data: NDArray[Any] | str, start: int, end: int) -> _Item:
         modality = self._modalities[name]
@@ -290,10 +301,11 @@ def _blank(manifest: Manifest, components: Sequence[Component], name: str) -> ND
     return np.zeros(value.tensor.resolve()[1:], np.uint8)
 
 
-def _windows(manifest: Manifest, components: Sequence[Component]) -> Iterator[tuple[Window, int]]:
-    """The audio windows, each with its sample rate."""
+def _windows(manifest: Manifest, components: Sequence[Component]) -> Iterator[tuple[Window, float]]:
+    """The windows of sound and video, each with its rate."""
     for component in components:
         for value in component.inputs.values():
             modality = manifest.modalities.get(value.source)
-            if isinstance(component, Encoder) and component.window and isinstance(modality, AudioModality):
-                yield component.window, modality.sample_rate
+            window = component.window if isinstance(component, Encoder) else None
+            if window is not None and isinstance(modality, AudioModality | VideoModality):
+                yield window, modality.sample_rate if isinstance(modality, AudioModality) else modality.rate

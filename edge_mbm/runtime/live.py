@@ -429,7 +429,8 @@ class _Opening:
             for kind in (ImageModality, VideoModality)
         ]
         named = [name for name in pictures if name is not None]
-        self._image, self._also = (named[0], named[1:]) if named else (None, [])
+        self._image = named[0] if named else None
+        self._also = named[1:]
         self._audio = next((name for name, m in manifest.modalities.items() if isinstance(m, AudioModality)), None)
         self._clock = clock
         self._isolation = isolation

@@ -38,6 +38,7 @@ from edge_mbm.spec import (
     Head,
     ImageModality,
     Manifest,
+    Modality,
     SensorModality,
     TextModality,
     TokenSteps,

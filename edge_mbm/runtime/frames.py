@@ -144,7 +144,8 @@ class FrameWindows:
         self._anchor = anchor
         self._offset = 0.0
         """How far the grid has moved since, ns."""
-        self._newest = 0 if anchor is None else anchor
+        if anchor is not None:
+            self._newest = anchor
         self._frames: deque[NDArray[np.uint8]] = deque()
         """From the next window's first place on; frames to come may be skipped first."""
         self._skip = 0

@@ -26,7 +26,9 @@ __all__ = ["AttentionMemory", "ClipEncoder", "GRUMemory", "Memory"]
 class GRUMemory(nn.Module):
     """A GRU cell over frame embeddings (Cho et al. 2014): a summary of all that came before, of fixed size.
 
-    One step a call, so its graph holds products and no recurrent operator, which TensorRT reads in one layout only.
+    It is told each frame and what changed since the one before, which the state also holds: what moves is small beside
+    what is there, and a cell that has to find it by itself learns it slowly. One step a call, so its graph holds
+    products and no recurrent operator, which TensorRT reads in one layout only.
 
     Args:
         dim: length of a frame's embedding, and of what it gives.
@@ -35,25 +37,27 @@ class GRUMemory(nn.Module):
 
     def __init__(self, *, dim: int, hidden: int = 64) -> None:
         super().__init__()
-        self.cell = nn.GRUCell(dim, hidden)
+        self.dim, self.hidden = dim, hidden
+        self.cell = nn.GRUCell(2 * dim, hidden)
         self.project = nn.Linear(hidden, dim)
 
     def initial_state(self, batch: int = 1) -> Tensor:
-        """Before the first frame: zeros, float32[batch, hidden]."""
-        return torch.zeros(batch, self.cell.hidden_size)
+        """Before the first frame: zeros, float32[batch, hidden + dim]."""
+        return torch.zeros(batch, self.hidden + self.dim)
 
     def forward(self, frame: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Take in one frame.
 
         Args:
             frame: its embedding, float32[B, dim].
-            state: float32[B, hidden].
+            state: float32[B, hidden + dim].
 
         Returns:
             The clip's embedding up to this frame, float32[B, dim], and the next state.
         """
-        next_state = self.cell(frame, state)
-        return self.project(next_state), next_state
+        summary, before = state[:, : self.hidden], state[:, self.hidden :]
+        summary = self.cell(torch.cat([frame, frame - before], dim=1), summary)
+        return self.project(summary), torch.cat([summary, frame], dim=1)
 
 
 class AttentionMemory(nn.Module):

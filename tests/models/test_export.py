@@ -53,7 +53,7 @@ def reading(batch: int) -> tuple[Tensor, ...]:
 
 
 def seen_with_gru(batch: int) -> tuple[Tensor, ...]:
-    return torch.randint(0, 256, (batch, 16, 16, 1), dtype=torch.uint8), torch.randn(batch, 5)
+    return torch.randint(0, 256, (batch, 16, 16, 1), dtype=torch.uint8), torch.randn(batch, 13)
 
 
 def seen_with_window(batch: int) -> tuple[Tensor, ...]:

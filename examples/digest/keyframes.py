@@ -75,7 +75,7 @@ class Candidates:
         self._waiting.append(Candidate(t, self._number, small, sharpness))
         self._number += 1
         self.highest = max(self.highest, len(self._waiting))
-        while len(self._waiting) >= self._most and self._waiting[0].t < t - self._lag:
+        if len(self._waiting) >= self._most:
             self._thin(t - self._lag)
 
     def of(self, shot: Shot) -> list[Candidate]:
@@ -89,8 +89,12 @@ class Candidates:
         return found
 
     def _thin(self, before: int) -> None:
-        self._stride *= 2
-        self._waiting = deque(c for c in self._waiting if c.t >= before or c.number % self._stride == 0)
+        """Leave the same even steps between all that are old enough, and wider ones where that is not enough."""
+        while True:
+            self._waiting = deque(c for c in self._waiting if c.t >= before or c.number % self._stride == 0)
+            if len(self._waiting) < self._most or self._waiting[0].t >= before:
+                return
+            self._stride *= 2
 
 
 def choose(

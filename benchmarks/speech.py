@@ -1,6 +1,6 @@
 """Speech to text: a bundle's words beside the reference decoder's, on the same recordings, and what they cost.
 
-    python benchmarks/speech.py whisper.mbm [--beams 5] [--recordings people|all]
+    python benchmarks/speech.py whisper.mbm [--beams 5] [--recordings people|all] [--plot FILE]
 
 The reference is Whisper in torch, without a cache, the likeliest token at each step (``zoo.whisper.transcribe``).
 "streamed" goes through the voice detector, recording by recording, cut into utterances; the others take each
@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 from zoo import speech, whisper
 
 import edge_mbm
-from edge_mbm import DecodeOptions, Session, SessionOptions
+from edge_mbm import DecodeOptions, Result, Session, SessionOptions
+from edge_mbm.runtime import TextOutput
 
 _HALF_SECOND = speech.RATE // 2
 
@@ -64,6 +65,8 @@ def main() -> int:
         same = [whisper.words(a) == whisper.words(b) for a, b in zip(rows[0].texts, row.texts, strict=True)]
         table.add_row(row.way, f"{wrong / total:.4f}", f"{sum(same)} of {len(same)}", f"{row.seconds / length:.2f}")
     Console(width=120).print(table)
+    if options.plot:
+        plot(options.bundle, options.plot)
     return 0
 
 
@@ -72,6 +75,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("bundle", help="made by export/whisper.toml")
     parser.add_argument("--beams", type=int, default=5, help="of the row with a search (5)")
     parser.add_argument("--recordings", choices=("people", "all"), default="people", help="people alone, or voices too")
+    parser.add_argument("--plot", type=Path, help="where to draw a conversation and what was written of it, when")
     return parser.parse_args()
 
 
@@ -126,14 +130,46 @@ def _once(session: Session, sound: np.ndarray) -> str:
 def _streamed(session: Session, sound: np.ndarray) -> str:
     """In blocks of 20 ms, with half a second of silence around; what is finished counts."""
     session.reset()
-    padded = np.pad(sound, _HALF_SECOND)
-    texts, block = [], speech.RATE // 50
-    for begin in range(0, len(padded), block):
-        session.push("audio", padded[begin : begin + block], begin * 1_000_000_000 // speech.RATE)
-        texts += session.poll()
-    texts += session.finish()
-    outputs: list[Any] = [r.output for r in texts if r.segment is not None and r.segment.is_final]
+    results = _results(session, np.pad(sound, _HALF_SECOND))
+    outputs: list[Any] = [r.output for r in results if r.segment is not None and r.segment.is_final]
     return " ".join(output.text.strip() for output in outputs)
+
+
+def _results(session: Session, sound: np.ndarray) -> list[Result]:
+    results, block = [], speech.RATE // 50
+    for begin in range(0, len(sound), block):
+        session.push("audio", sound[begin : begin + block], begin * 1_000_000_000 // speech.RATE)
+        results += session.poll()
+    return results + session.finish()
+
+
+# --- a picture of a conversation -------------------------------------------------------------------------------------
+
+
+def plot(bundle: str, path: Path) -> None:
+    """Three sentences as sound, with the utterances that they were cut into, and each text where it was known."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - for this alone
+
+    read = [speech.read_wave(clip.read_bytes()) for clip in speech.read_aloud("librivox")[1:4]]
+    pause = np.zeros(speech.RATE, np.float32)
+    sound = np.concatenate([pause, *(part for clip in read for part in (clip, pause))])
+    with edge_mbm.load(bundle) as opened, opened.session() as session:
+        results = _results(session, sound)
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    wave, texts = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
+    wave.plot(np.arange(len(sound)) / speech.RATE, sound, color="0.4", linewidth=0.3)
+    wave.set(yticks=[], ylabel="sound", ylim=(-0.6, 0.6))
+    for row, result in enumerate(results):
+        assert result.segment is not None
+        known, output = result.t_capture / 1e9, result.output
+        assert isinstance(output, TextOutput)
+        colour = "tab:blue" if result.segment.is_final else "0.55"
+        if result.segment.is_final:
+            wave.axvspan(result.segment.start / 1e9, result.segment.end / 1e9, color="tab:blue", alpha=0.15)
+        texts.plot([result.segment.start / 1e9, known], [-row, -row], color=colour, linewidth=1.5)
+        texts.text(known, -row, f" {output.text.strip()}", color=colour, fontsize=7, va="center")
+    texts.set(yticks=[], ylabel="text, where it was known", xlabel="s", xlim=(0, len(sound) / speech.RATE * 1.45))
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

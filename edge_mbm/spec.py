@@ -216,7 +216,7 @@ class Embedding(Record, frozen=True, kw_only=True, tag="embedding", tag_field="t
 
 
 class Sequence(Record, frozen=True, kw_only=True, tag="sequence", tag_field="task"):
-    """One embedding or distribution per time step."""
+    """One embedding or distribution per time step; of a window of video, per frame of it."""
 
 
 class Regions(Record, frozen=True, kw_only=True, tag="regions", tag_field="task"):
@@ -226,7 +226,7 @@ class Regions(Record, frozen=True, kw_only=True, tag="regions", tag_field="task"
 
 
 class Saliency(Record, frozen=True, kw_only=True, tag="saliency", tag_field="task"):
-    """One importance per frame or pixel."""
+    """One importance per frame of a window, or per pixel."""
 
 
 class Tokens(Record, frozen=True, kw_only=True, tag="tokens", tag_field="task"):
@@ -278,6 +278,11 @@ class Window(Record, frozen=True, kw_only=True):
 
     length: PositiveInt
     hop: PositiveInt
+    margin: Count = 0
+    """Of video: frames on either side that only give context; what comes out counts for those between them."""
+    padding: Literal["none", "repeat"] = "none"
+    """Of video: "repeat" repeats a stream's first frame ``margin`` times before it, and its last one after it, until
+    each frame has been between the margins; "none" leaves out what does not fill a window."""
 
 
 class UnchangedGate(Record, frozen=True, kw_only=True, tag="unchanged", tag_field="kind"):
@@ -419,6 +424,9 @@ class Encoder(_Component, frozen=True, kw_only=True, tag="encoder", tag_field="k
     """What lets it skip items; None runs it on every one."""
     utterances: Utterances | None = None
     """For sound: it gets what was said from its beginning to its end, in place of sliding windows."""
+    max_gap_ns: Annotated[int, Meta(ge=1)] | None = None
+    """Of frames or vectors: with more than this between two that it encodes, its carried states start from zeros, as a
+    sound's do when samples are lost. None: they go on for ever."""
 
 
 class Head(_Component, frozen=True, kw_only=True, tag="head", tag_field="kind"):
@@ -986,22 +994,29 @@ def _window_problems(manifest: Manifest, component: Encoder, where: str) -> Iter
     ]
     if streams and component.window is None:
         yield f"{where} reads a stream, so it needs a window (length and hop)"
-    fitting: dict[type, type] = {UnchangedGate: ImageModality, SilenceGate: AudioModality}
-    for value in component.inputs.values():
-        modality = manifest.modalities.get(value.source)
-        if component.gate is not None and not isinstance(modality, fitting[type(component.gate)]):
-            yield f"{where}.gate is {type(component.gate).__name__}, which does not watch '{value.source}'"
+    yield from _gate_problems(manifest, component, where)
     if component.utterances is not None:
         yield from _utterance_problems(manifest, component, component.utterances, where)
+    if component.max_gap_ns is not None and not component.states:
+        yield f"{where}.max_gap_ns is given, but it carries no state that could start anew"
     for value in streams:
         modality, steps = manifest.modalities[value.source], value.preprocess
-        if component.window and isinstance(modality, AudioModality):
+        if component.window:
             yield from _span_problems(component.window, value, where)
+            yield from _margin_problems(component.window, modality, where)
         if isinstance(modality, AudioModality) and isinstance(steps, LogMelSteps):
             if steps.sample_rate != modality.sample_rate:
                 yield f"{where} expects {steps.sample_rate} Hz, but '{value.source}' has {modality.sample_rate} Hz"
             if component.window and component.window.length < steps.window_length:
                 yield f"{where}.window.length is shorter than one log-mel window of {steps.window_length} samples"
+
+
+def _gate_problems(manifest: Manifest, component: Encoder, where: str) -> Iterator[str]:
+    fitting: dict[type, type] = {UnchangedGate: ImageModality, SilenceGate: AudioModality}
+    for value in component.inputs.values():
+        modality = manifest.modalities.get(value.source)
+        if component.gate is not None and not isinstance(modality, fitting[type(component.gate)]):
+            yield f"{where}.gate is {type(component.gate).__name__}, which does not watch '{value.source}'"
 
 
 def _utterance_problems(manifest: Manifest, encoder: Encoder, cut: Utterances, where: str) -> Iterator[str]:
@@ -1026,6 +1041,13 @@ def _span_problems(window: Window, value: Input, where: str) -> Iterator[str]:
         given = 1 + (window.length - steps.window_length) // steps.hop_length
     if len(shape) > 1 and isinstance(shape[1], int) and shape[1] != given:
         yield f"{where}.window gives {given} samples or frames, but its input is {_show(value.tensor)}"
+
+
+def _margin_problems(window: Window, modality: Modality, where: str) -> Iterator[str]:
+    if window.length <= 2 * window.margin:
+        yield f"{where}.window has margins of {window.margin} frames, which leave nothing of {window.length} between"
+    if isinstance(modality, AudioModality) and (window.margin or window.padding != "none"):
+        yield f"{where}.window has a margin or padding, which are of video; sound has neither"
 
 
 def _head_problems(manifest: Manifest, name: str, head: Head) -> Iterator[str]:

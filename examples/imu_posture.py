@@ -60,12 +60,12 @@ def load():  # type: ignore[no-untyped-def] # noqa: ANN201 - torch is imported o
     import torch  # noqa: PLC0415 - the live part below runs without
     from torch import nn  # noqa: PLC0415
 
-    from edge_mbm.models import MultimodalModel, SingleModality  # noqa: PLC0415
+    from edge_mbm.models import MultimodalModel, SensorEncoder, SingleModality  # noqa: PLC0415
     from edge_mbm.training import FitOptions, fit  # noqa: PLC0415
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        encoder = nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 32))
+        encoder = SensorEncoder(features=6, dim=32, std=(6.0, 6.0, 6.0, 1.0, 1.0, 1.0))
         model = MultimodalModel({"imu": encoder}, {"posture": SingleModality(dim=32, classes=len(POSTURES))})
     rng = np.random.default_rng(0)
 

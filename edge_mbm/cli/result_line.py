@@ -6,7 +6,14 @@ from collections.abc import Iterable, Iterator
 
 from edge_mbm.bundle import BundleFiles
 from edge_mbm.cli.terminal import clean
-from edge_mbm.runtime.result import ClassificationOutput, RegressionOutput, Result, TaskOutput, TextOutput
+from edge_mbm.runtime.result import (
+    ClassificationOutput,
+    RegressionOutput,
+    Result,
+    SequenceOutput,
+    TaskOutput,
+    TextOutput,
+)
 from edge_mbm.runtime.summary import compute_time
 from edge_mbm.spec import Classification, Component
 
@@ -71,6 +78,8 @@ def _answer(output: TaskOutput) -> str:
         return clean(output.text)
     if isinstance(output, RegressionOutput):
         return f"{_values(output.values.reshape(-1).tolist())} {clean(output.unit or '')}".rstrip()
+    if isinstance(output, SequenceOutput):
+        return f"{len(output.values)} steps, at most {output.values.max():.3g}"
     return f"{_values(output.vector.tolist())} ({len(output.vector)} values)"
 
 

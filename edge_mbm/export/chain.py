@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
-from edge_mbm.errors import CalibrationError, EdgeMbmError, ExportError
+from edge_mbm.errors import CalibrationError, EdgeMbmError, ExportError, InputError
 from edge_mbm.export.graph import first_line
 from edge_mbm.export.recordings import Recording
 from edge_mbm.export.skeleton import Skeleton
-from edge_mbm.preprocess import Decoding, Detokenizer, as_lines, as_utterance, as_waveform, build_preprocessor
-from edge_mbm.spec import Classification, Decoder, Encoder, Head, Input, Output, TokenSteps
+from edge_mbm.preprocess import (
+    Decoding,
+    Detokenizer,
+    as_lines,
+    as_utterance,
+    as_video,
+    as_waveform,
+    build_preprocessor,
+    frame_windows,
+    in_turn,
+)
+from edge_mbm.spec import Classification, Decoder, Encoder, Head, Input, Output, TokenSteps, Window
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -72,7 +82,8 @@ class Chain:
     ) -> Arrays:
         """Every component's outputs for one recording, apart from any stream.
 
-        A windowed encoder takes the recording's whole windows in turn, from a zero state; its last outputs count.
+        A windowed encoder takes the recording's whole windows in turn, from a zero state; its last outputs count. So
+        does an encoder of frames or vectors, where the recording has a series of them.
 
         Args:
             recording: modalities that it lacks are missing to the heads.
@@ -143,25 +154,21 @@ class Chain:
     def _items(
         self, name: str, component: Encoder, recording: Recording, outputs: Arrays
     ) -> Iterator[Mapping[str, Any]]:
-        """What an encoder reads, or nothing if the recording lacks it; once for every window."""
+        """What an encoder reads, or nothing if the recording lacks it; once for every window, or item of a series."""
         known: dict[str, Any] = {**recording.inputs, **outputs}
         if any(value.source not in known for value in component.inputs.values()):
             return
-        if component.window is None:
-            yield known
-            return
         value = next(iter(component.inputs.values()))  # all are of one source
         with _fits(name, recording):
-            samples = as_waveform(known[value.source])
-        length, hop = component.window.length, component.window.hop
-        if component.utterances is not None:
-            with _fits(name, recording):
-                yield {value.source: as_utterance(samples, length)}
-            return
-        if len(samples) < length:
-            raise CalibrationError(f"recording '{recording.id}' has {len(samples)} samples, a window takes {length}")
-        for start in range(0, len(samples) - length + 1, hop):
-            yield {value.source: samples[start : start + length]}
+            if component.window is None:
+                items: Iterable[Any] = in_turn(known[value.source], value)
+            elif len(value.tensor.shape) == 5:
+                items = _clips(as_video(known[value.source]), component.window)
+            elif component.utterances is not None:
+                items = [as_utterance(as_waveform(known[value.source]), component.window.length)]
+            else:
+                items = _windows(as_waveform(known[value.source]), component.window)
+        yield from ({**known, value.source: item} for item in items)
 
     def _head_call(self, name: str, head: Head, recording: Recording, outputs: Arrays) -> Iterator[Arrays]:
         absent = [m for m in self._modalities(name) if m not in recording.inputs]
@@ -182,6 +189,23 @@ class Chain:
             upstream, dot, _ = value.source.partition(".")
             found += self._modalities(upstream) if dot else [value.source]
         return list(dict.fromkeys(found))
+
+
+def _clips(frames: NDArray[np.uint8], window: Window) -> Iterator[list[NDArray[np.uint8]]]:
+    """Windows of a video's frames."""
+    return ([frames[index] for index in found.indices] for found in frame_windows(len(frames), window))
+
+
+def _windows(samples: NDArray[np.float32], window: Window) -> Iterator[NDArray[np.float32]]:
+    """Whole windows of a sound.
+
+    Raises:
+        InputError: it is shorter than one.
+    """
+    if len(samples) < window.length:
+        raise InputError(f"it has {len(samples)} samples, a window takes {window.length}")
+    starts = range(0, len(samples) - window.length + 1, window.hop)
+    return (samples[start : start + window.length] for start in starts)
 
 
 def _is_prepared(value: Input) -> bool:

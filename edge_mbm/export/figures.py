@@ -45,7 +45,7 @@ def error_figures(
         metrics: component -> what stands in place of accuracy there.
     """
     metrics = metrics or {}
-    pairs = [_pair(reference, got, key) for key in outputs]
+    pairs = {key: _pair(reference, got, key) for key in outputs}
     agreements = [agreement(reference, got, head) for head in heads]
     labelled = [
         (output, label) for output, label in zip(got, truth or [None] * len(got), strict=True) if label is not None
@@ -60,10 +60,10 @@ def error_figures(
     accuracies = [accuracy(answers, head, numbers) for head in graded] if labels else []
     accuracies += [metric(answers, labels) for metric in metrics.values()] if labels else []
     return ErrorFigures(
-        samples=min(len(a) for a, _ in pairs),
-        cosine=min(_cosine(a, b) for a, b in pairs),
-        sqnr_db=min(sqnr_db(a, b) for a, b in pairs),
-        max_abs=max(float(np.abs(a - b).max()) for a, b in pairs),
+        samples=min(len(a) for a, _ in pairs.values()),
+        cosine=min((_cosine(*pair) for key, pair in pairs.items() if not _is_text(reference, key)), default=1.0),
+        sqnr_db=min(sqnr_db(a, b) for a, b in pairs.values()),
+        max_abs=max(float(np.abs(a - b).max()) for a, b in pairs.values()),
         agreement=min(agreements, default=None),
         accuracy=min(accuracies, default=None),
     )
@@ -96,7 +96,7 @@ def _texts(outputs: Sequence[Arrays], key: str) -> NDArray[Any]:
 
 
 def _pair(reference: Sequence[Arrays], got: Sequence[Arrays], key: str) -> tuple[NDArray[Any], NDArray[Any]]:
-    """An output of both, to be compared as numbers; of a text only whether it is the same can be told."""
+    """An output of both, to be compared as numbers; texts are 1 where they are the same, and 0 where not."""
     if _is_text(reference, key):
         same = (_texts(reference, key) == _texts(got, key)).astype(np.float64)[:, None]
         return np.ones_like(same), same
@@ -114,6 +114,9 @@ def _column(outputs: Sequence[Arrays], key: str) -> NDArray[np.float64]:
 
 
 def _cosine(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """Mean over the recordings; of an output of one number, which has no direction, that of all recordings together."""
+    if a.shape[1] == 1:
+        a, b = a.T, b.T
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     # Two zero vectors are alike; a zero vector and another are not.
     same = np.where(np.abs(a - b).max(axis=1) == 0, 1.0, 0.0)

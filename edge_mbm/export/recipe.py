@@ -226,6 +226,8 @@ class EncoderRecipe(_ComponentRecipe, frozen=True, kw_only=True, tag="encoder", 
 
     window: Window | None = None
     gate: Gate | None = None
+    max_gap_ns: Annotated[int, Meta(ge=1)] | None = None
+    """Of frames or vectors: a longer hole between two starts carried states from zeros."""
     utterances: Utterances | None = None
 
 

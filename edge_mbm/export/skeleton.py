@@ -36,6 +36,8 @@ from edge_mbm.spec import (
     TextModality,
     TokenSteps,
     Variant,
+    VideoModality,
+    Window,
 )
 
 if TYPE_CHECKING:
@@ -164,6 +166,7 @@ def _assemble(
             window=component.window,
             gate=component.gate,
             utterances=component.utterances,
+            max_gap_ns=component.max_gap_ns,
         )
     if isinstance(component, DecoderRecipe):
         return Decoder(
@@ -209,8 +212,10 @@ def _modality_tensor(modality: Modality, steps: Preprocess, component: Component
     window = component.window if isinstance(component, EncoderRecipe) else None
     if isinstance(steps, ImageSteps):
         channels = 1 if steps.color == "gray" else 3
-        shape = ("batch", steps.height, steps.width, channels)
-        return TensorSpec(dtype="uint8", shape=shape, layout="NHWC", unit=f"{steps.color} 0..255")
+        frame, unit = (steps.height, steps.width, channels), f"{steps.color} 0..255"
+        if isinstance(modality, VideoModality):
+            return TensorSpec(dtype="uint8", shape=("batch", _length(window), *frame), layout="NTHWC", unit=unit)
+        return TensorSpec(dtype="uint8", shape=("batch", *frame), layout="NHWC", unit=unit)
     if isinstance(steps, LogMelSteps) and window is not None:
         frames = 1 + (window.length - steps.window_length) // steps.hop_length
         if frames < 1:
@@ -225,9 +230,13 @@ def _modality_tensor(modality: Modality, steps: Preprocess, component: Component
         return TensorSpec(dtype="float32", shape=("batch", *modality.shape), unit=modality.unit)
     raise RecipeError(
         f"components.{where} takes {type(modality).__name__} with {type(steps).__name__}"
-        f"{'' if window else ' and no window'}: this edge-mbm exports images through 'image' steps, audio with a "
-        "window through 'log_mel' or 'raw', text through 'tokens', and sensors as they come"
+        f"{'' if window else ' and no window'}: this edge-mbm exports images, and video with a window, through "
+        "'image' steps, audio with a window through 'log_mel' or 'raw', text through 'tokens', and sensors as they come"
     )
+
+
+def _length(window: Window | None) -> int:
+    return 1 if window is None else window.length  # the manifest's check asks for one
 
 
 def _check_labels(recipe: Recipe, where: str, output: Output) -> None:

@@ -10,17 +10,19 @@ from torch import Tensor, nn
 
 from edge_mbm.errors import InputError
 
-__all__ = ["ConvEncoder", "GRUEncoder"]
+__all__ = ["ConvEncoder", "GRUEncoder", "SensorEncoder"]
 
 
 class ConvEncoder(nn.Module):
-    """A small CNN with batch normalisation (Ioffe and Szegedy 2015) and global average pooling (Lin et al. 2014).
+    """A small CNN with batch normalisation (Ioffe and Szegedy 2015) and average pooling (Lin et al. 2014).
 
     Scaling and the channel order happen inside, so the exported graph takes camera bytes.
 
     Args:
         widths: channels of each 3x3 convolution; between two of them the image is halved.
         dim: length of the embedding.
+        grid: features are averaged in this many rows and columns: 1 is blind to where a thing is, which helps to say
+            what it is, and hides how it moves. The last features' height and width should be multiples of it.
         mean: of each input channel over the training images, on a scale of 0 to 1; there are as many channels as these.
         std: the same.
 
@@ -36,18 +38,23 @@ class ConvEncoder(nn.Module):
         *,
         widths: Sequence[int] = (32, 64, 64, 64),
         dim: int = 64,
+        grid: int = 1,
         mean: Sequence[float] = (0.5,),
         std: Sequence[float] = (0.25,),
     ) -> None:
         super().__init__()
-        if not widths or not mean or len(mean) != len(std):
-            raise InputError(f"a ConvEncoder needs widths, and a mean and a std per channel: {widths}, {mean}, {std}")
+        if not widths or not mean or len(mean) != len(std) or grid < 1:
+            raise InputError(
+                f"a ConvEncoder needs widths, a grid of 1 or more, and a mean and a std per channel: "
+                f"{widths}, {grid}, {mean}, {std}"
+            )
         self.register_buffer("offset", 255.0 * torch.tensor(mean))
         self.register_buffer("scale", 1.0 / (255.0 * torch.tensor(std)))
         stages = [_conv(inputs, outputs) for inputs, outputs in itertools.pairwise((len(mean), *widths))]
         halved = [layer for stage in stages for layer in (stage, nn.MaxPool2d(2))]
         self.features = nn.Sequential(*halved[:-1])
-        self.project = nn.Linear(widths[-1], dim)
+        self.grid = grid
+        self.project = nn.Linear(widths[-1] * grid * grid, dim)
 
     def forward(self, image: Tensor) -> Tensor:
         """Embed a batch of images.
@@ -60,8 +67,13 @@ class ConvEncoder(nn.Module):
         """
         pixels = (image.to(torch.float32) - self.offset) * self.scale
         features = self.features(pixels.permute(0, 3, 1, 2))
-        embedding: Tensor = self.project(features.mean(dim=(2, 3)))
+        embedding: Tensor = self.project(self._pooled(features))
         return embedding
+
+    def _pooled(self, features: Tensor) -> Tensor:
+        if self.grid == 1:
+            return features.mean(dim=(2, 3))
+        return nn.functional.adaptive_avg_pool2d(features, self.grid).flatten(1)
 
 
 class GRUEncoder(nn.Module):
@@ -143,6 +155,41 @@ class GRUEncoder(nn.Module):
         steps = ((features - self.offset) * self.scale).reshape(features.shape[0], -1, self.gru.input_size)
         outputs, next_state = self.gru(steps, state)
         return outputs, next_state
+
+
+class SensorEncoder(nn.Module):
+    """A perceptron on a vector of readings, such as an inertial sensor's.
+
+    Args:
+        features: numbers in a reading.
+        widths: units of each hidden layer.
+        dim: length of the embedding.
+        mean: of the readings over the training data: one, or one per number.
+        std: the same. Left at 0 and 1, readings go in as they come, which learns badly where their units differ much.
+    """
+
+    offset: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        *,
+        features: int,
+        widths: Sequence[int] = (64,),
+        dim: int = 64,
+        mean: float | Sequence[float] = 0.0,
+        std: float | Sequence[float] = 1.0,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("offset", torch.tensor(mean).expand(features).clone())
+        self.register_buffer("scale", (1.0 / torch.tensor(std)).expand(features).clone())
+        hidden = [nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in itertools.pairwise((features, *widths))]
+        self.layers = nn.Sequential(*hidden, nn.Linear((features, *widths)[-1], dim))
+
+    def forward(self, reading: Tensor) -> Tensor:
+        """float32[B, features] to the embedding float32[B, dim]."""
+        embedding: Tensor = self.layers((reading - self.offset) * self.scale)
+        return embedding
 
 
 def _conv(inputs: int, outputs: int) -> nn.Sequential:

@@ -2,25 +2,33 @@
 
 from edge_mbm.preprocess.audio import LogMel, as_array, as_utterance, as_waveform, mel_filterbank
 from edge_mbm.preprocess.decoding import Decoding, Scored, Stepper
+from edge_mbm.preprocess.frames import FrameFitter, FramesPreprocessor, WindowFrames, as_video, frame_windows
 from edge_mbm.preprocess.image import ImagePreprocessor, as_frame
+from edge_mbm.preprocess.series import in_turn
 from edge_mbm.preprocess.steps import Preprocessor, build_preprocessor
 from edge_mbm.preprocess.text import Detokenizer, TextPreprocessor, as_lines, as_text
 
 __all__ = [
     "Decoding",
     "Detokenizer",
+    "FrameFitter",
+    "FramesPreprocessor",
     "ImagePreprocessor",
     "LogMel",
     "Preprocessor",
     "Scored",
     "Stepper",
     "TextPreprocessor",
+    "WindowFrames",
     "as_array",
     "as_frame",
     "as_lines",
     "as_text",
     "as_utterance",
+    "as_video",
     "as_waveform",
     "build_preprocessor",
+    "frame_windows",
+    "in_turn",
     "mel_filterbank",
 ]

@@ -9,6 +9,7 @@ import numpy as np
 
 from edge_mbm.errors import InputError, ManifestError
 from edge_mbm.preprocess.audio import LogMel, as_array, as_waveform
+from edge_mbm.preprocess.frames import FramesPreprocessor
 from edge_mbm.preprocess.image import ImagePreprocessor
 from edge_mbm.preprocess.text import TextPreprocessor
 from edge_mbm.spec import ImageSteps, LogMelSteps, Preprocess, RawSteps, TensorSpec, TokenSteps
@@ -59,7 +60,7 @@ _GIVES: dict[type, str] = {ImageSteps: "uint8", LogMelSteps: "float32", TokenSte
 
 def _build(steps: Preprocess, tensor: TensorSpec, assets: Mapping[str, bytes]) -> Preprocessor:
     if isinstance(steps, ImageSteps):
-        return ImagePreprocessor(steps)
+        return FramesPreprocessor(steps, tensor.resolve()[1]) if len(tensor.shape) == 5 else ImagePreprocessor(steps)
     if isinstance(steps, LogMelSteps):
         return _LogMelPreprocessor(steps, tensor)
     if isinstance(steps, RawSteps):

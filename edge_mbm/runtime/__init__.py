@@ -15,6 +15,7 @@ from edge_mbm.runtime.result import (
     RegressionOutput,
     Result,
     Segment,
+    SequenceOutput,
     TaskOutput,
     TextOutput,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "Result",
     "Sample",
     "Segment",
+    "SequenceOutput",
     "Session",
     "SessionOptions",
     "Source",

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import cycle
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from msgspec import Struct
 
 from edge_mbm.errors import InputError, ManifestError
-from edge_mbm.preprocess import as_waveform
+from edge_mbm.preprocess import as_waveform, in_turn
 from edge_mbm.runtime.bundle import Bundle
 from edge_mbm.runtime.engine import EngineLoader
 from edge_mbm.runtime.latency import LatencyFigures, LatencyHistogram
@@ -25,10 +26,12 @@ from edge_mbm.spec import (
     Component,
     Encoder,
     ImageSteps,
+    Input,
     Manifest,
     Modality,
     SensorModality,
     TextModality,
+    VideoModality,
     Window,
 )
 
@@ -224,20 +227,31 @@ class _Feed:
     def __init__(self, bundle: Bundle, session: Session) -> None:
         self._modalities = {name: bundle.manifest.modalities[name] for name in session.modalities}
         components = [planned.component for planned in session.plan]
-        golden = [_golden(bundle, self._modalities, sample.inputs) for sample in bundle.manifest.golden]
+        inputs = {v.source: v for component in components for v in component.inputs.values()}
+        whole = [_golden(bundle, self._modalities, sample.inputs) for sample in bundle.manifest.golden]
+        golden = [moment for sample in whole for moment in _moments(sample, inputs)]
         self.zeros = tuple(name for name in self._modalities if not any(name in sample for sample in golden))
         blank = {name: _blank(bundle.manifest, components, name) for name in self._modalities}
         self._samples = [blank | sample for sample in golden] or [blank]
         windows = list(_windows(bundle.manifest, components))
         self.steps_to_fill = max((window.length // window.hop for window, _ in windows), default=0)
-        self._step_ns = max((-(-window.hop * _SECOND // rate) for window, rate in windows), default=_FRAME_NS)
+        self._step_ns = max((math.ceil(window.hop * _SECOND / rate) for window, rate in windows), default=_FRAME_NS)
 
     def steps(self) -> Iterator[list[_Item]]:
         """Per step: audio up to its end, and everything else at its end, so that no pivot has to wait."""
         end = 0
         for sample in cycle(self._samples):
             start, end = end, end + self._step_ns
-            yield [self._item(name, data, start, end) for name, data in sample.items()]
+            yield [item for name, data in sample.items() for item in self._items(name, data, start, end)]
+
+    def _items(self, name: str, data: NDArray[Any] | str, start: int, end: int) -> Iterator[_Item]:
+        modality = self._modalities[name]
+        if not isinstance(modality, VideoModality) or isinstance(data, str):
+            yield self._item(name, data, start, end)
+            return
+        frames = data if data.ndim == 4 else data[None]
+        for index in range(*(math.ceil(t * modality.rate / _SECOND) for t in (start, end))):
+            yield _Item(name, frames[index % len(frames)], math.floor(index * _SECOND / modality.rate))
 
     def _item(self, name: str, data: NDArray[Any] | str, start: int, end: int) -> _Item:
         modality = self._modalities[name]
@@ -262,6 +276,15 @@ def _golden(
     return found
 
 
+def _moments(
+    sample: Mapping[str, NDArray[Any] | str], inputs: Mapping[str, Input]
+) -> Iterator[dict[str, NDArray[Any] | str]]:
+    """A sample's series item by item, all else beside each; one that is shorter stays at its last."""
+    series = {name: in_turn(data, inputs[name]) for name, data in sample.items()}
+    for index in range(max(map(len, series.values()), default=0)):
+        yield {name: cast("NDArray[Any] | str", items[min(index, len(items) - 1)]) for name, items in series.items()}
+
+
 def _blank(manifest: Manifest, components: Sequence[Component], name: str) -> NDArray[Any] | str:
     """Silence, a black picture as large as the model sees it, no words, or a sensor at rest."""
     modality = manifest.modalities[name]
@@ -278,10 +301,11 @@ def _blank(manifest: Manifest, components: Sequence[Component], name: str) -> ND
     return np.zeros(value.tensor.resolve()[1:], np.uint8)
 
 
-def _windows(manifest: Manifest, components: Sequence[Component]) -> Iterator[tuple[Window, int]]:
-    """The audio windows, each with its sample rate."""
+def _windows(manifest: Manifest, components: Sequence[Component]) -> Iterator[tuple[Window, float]]:
+    """The windows of sound and video, each with its rate."""
     for component in components:
         for value in component.inputs.values():
             modality = manifest.modalities.get(value.source)
-            if isinstance(component, Encoder) and component.window and isinstance(modality, AudioModality):
-                yield component.window, modality.sample_rate
+            window = component.window if isinstance(component, Encoder) else None
+            if window is not None and isinstance(modality, AudioModality | VideoModality):
+                yield window, modality.sample_rate if isinstance(modality, AudioModality) else modality.rate

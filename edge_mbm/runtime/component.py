@@ -142,6 +142,7 @@ class Node:
         """How long its last run took."""
         component = runner.component
         self._gate = make_gate(component.gate if isinstance(component, Encoder) else None)
+        self._max_gap_ns = component.max_gap_ns if isinstance(component, Encoder) else None
         self._recent: deque[Encoded] = deque(maxlen=_HISTORY)
 
     def encode(self, sources: Mapping[str, Any], t: int, stages: dict[str, int], about: About = UNSAID) -> Encoded:
@@ -154,6 +155,8 @@ class Node:
         if self._gate is not None and self._recent and self._gate.may_skip(item, t):
             self.gated += 1
             return Encoded(t, self._recent[-1].outputs, stages, gated=True)
+        if self._max_gap_ns is not None and self._recent and t - self._recent[-1].t > self._max_gap_ns:
+            self.runner.reset()
         started = perf_counter_ns()
         self.runs += 1
         outputs = self.runner.compute(sources, stages)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edge_mbm.runtime.frames import FrameWindows, VideoStream
 from edge_mbm.runtime.ring import AudioRing
 from edge_mbm.runtime.stream import AudioStream, FrameSlot, FrameStream, Work
 from edge_mbm.runtime.utterance import UtteranceRing
@@ -13,15 +14,17 @@ FOREVER = 1 << 62
 
 
 class Feed:
-    """The newest frame, or the next window of sound, for one encoder.
+    """The newest frame, or the next window of sound or of frames, for one encoder.
 
     Args:
         encoder: its name.
         stream: of the modality.
-        part: the encoder's own slot or ring of that stream.
+        part: the encoder's own slot, ring or windows of that stream.
     """
 
-    def __init__(self, encoder: str, stream: FrameStream | AudioStream, part: FrameSlot | AudioRing) -> None:
+    def __init__(
+        self, encoder: str, stream: FrameStream | AudioStream | VideoStream, part: FrameSlot | AudioRing | FrameWindows
+    ) -> None:
         self.encoder = encoder
         self.stream = stream
         self.held_until: int | None = None
@@ -36,8 +39,8 @@ class Feed:
 
     @property
     def dropped(self) -> int:
-        """Frames that this encoder never saw."""
-        return self.part.dropped if isinstance(self.part, FrameSlot) else 0
+        """Frames, or windows of them, that this encoder never saw."""
+        return 0 if isinstance(self.part, AudioRing) else self.part.dropped
 
     @property
     def is_busy(self) -> bool:
@@ -51,8 +54,8 @@ class Feed:
 
     @property
     def is_lossless(self) -> bool:
-        """Whether each item counts, however late: an utterance is not made up for by the next."""
-        return isinstance(self.part, UtteranceRing)
+        """Whether each item counts, however late: an utterance, or a stretch of video, is not in the next one too."""
+        return isinstance(self.part, UtteranceRing | FrameWindows)
 
     @property
     def is_over(self) -> bool:
@@ -69,7 +72,7 @@ class Feed:
         """The next item, on its way until ``done``; None if there is none, or one is on its way, or it is held."""
         if self._busy is not None or self._is_held(now):
             return None
-        work = self._take_sound() if isinstance(self.part, AudioRing) else self._take_frame(self.part)
+        work = self._take()
         if work is not None:
             self._busy = self._last = work.t
             if self.held_until is not None:
@@ -107,9 +110,15 @@ class Feed:
     def _has_come(self, t: int) -> bool:
         if self.stream.ended:
             return True
-        if isinstance(self.part, AudioRing):
+        if isinstance(self.part, AudioRing | FrameWindows):
             return self.part.passed(t)
         return self.stream.bound is not None and self.stream.bound >= t
+
+    def _take(self) -> Work | None:
+        if isinstance(self.part, FrameWindows):
+            window = self.part.next_window()
+            return None if window is None else Work(window.frames, window.t, None, window.segment)
+        return self._take_sound() if isinstance(self.part, AudioRing) else self._take_frame(self.part)
 
     def _take_frame(self, slot: FrameSlot) -> Work | None:
         return None if self._is_let_by() else slot.take()

@@ -11,7 +11,7 @@ from edge_mbm.errors import InputError
 from edge_mbm.runtime.heat import Heat
 from edge_mbm.runtime.session import Session
 from edge_mbm.runtime.status import LiveStatus
-from edge_mbm.spec import AudioModality, Head, Manifest, TextModality
+from edge_mbm.spec import AudioModality, Head, Manifest, TextModality, VideoModality
 
 __all__ = ["Action", "Governor", "GovernorOptions", "Lever", "levers"]
 
@@ -131,7 +131,8 @@ def levers(session: Session) -> tuple[Lever, ...]:
         for root in _roots(manifest, source)
     }
     # Texts come rarely, and each counts until the next: one that were held back would never be read.
-    kinds = (AudioModality, TextModality)
+    # Nor does a window of sound or video stand for another.
+    kinds = (AudioModality, VideoModality, TextModality)
     frames = [name for name in session.modalities if not isinstance(manifest.modalities[name], kinds)]
     return tuple(
         Lever(encoder, modality, encoder in pivots)

@@ -11,6 +11,7 @@ from edge_mbm.errors import EngineError, InputError
 from edge_mbm.preprocess import as_lines
 from edge_mbm.runtime.align import Aligner, Match
 from edge_mbm.runtime.component import ComponentRunner
+from edge_mbm.runtime.frames import FrameTimes
 from edge_mbm.runtime.result import Result, TaskOutput, TextOutput, interpret
 from edge_mbm.runtime.status import HeadStatus
 from edge_mbm.spec import Component, Head, Input, Timing
@@ -38,10 +39,18 @@ class Answering:
         aligner: gathers what goes in.
         modalities: that it depends on.
         provider: execution providers of all that computes it.
+        frames: of a window of video, which of its outputs' steps count, and their times.
     """
 
     def __init__(
-        self, name: str, timing: Timing, aligner: Aligner, *, modalities: tuple[str, ...], provider: str
+        self,
+        name: str,
+        timing: Timing,
+        aligner: Aligner,
+        *,
+        modalities: tuple[str, ...],
+        provider: str,
+        frames: FrameTimes | None = None,
     ) -> None:
         self.name = name
         self.aligner = aligner
@@ -53,6 +62,7 @@ class Answering:
         self._timing = timing
         self._modalities = modalities
         self._provider = provider
+        self._frames = frames
         self._seq = 0
 
     def result(self, match: Match) -> Result:
@@ -118,7 +128,7 @@ class Answering:
             seq=seq,
             t_capture=match.t,
             age=0,
-            outputs=outputs,
+            outputs=outputs if self._frames is None else self._frames.timed(outputs, match.segment),
             missing=match.missing,
             spread=match.spread,
             dropped=match.dropped,

@@ -29,7 +29,7 @@ from edge_mbm.runtime.source import Sample, Source
 from edge_mbm.runtime.status import LiveStatus
 from edge_mbm.runtime.wall import WallClock
 from edge_mbm.runtime.worker import Worker
-from edge_mbm.spec import AudioModality, ImageModality, Manifest, TextModality
+from edge_mbm.spec import AudioModality, ImageModality, Manifest, TextModality, VideoModality
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -424,7 +424,13 @@ class _Opening:
     """Opens what is addressed, under the bundle's names for picture and sound."""
 
     def __init__(self, manifest: Manifest, clock: Clock | None, isolation: Literal["thread", "process"]) -> None:
-        self._image = next((name for name, m in manifest.modalities.items() if isinstance(m, ImageModality)), None)
+        pictures = [
+            next((name for name, m in manifest.modalities.items() if isinstance(m, kind)), None)
+            for kind in (ImageModality, VideoModality)
+        ]
+        named = [name for name in pictures if name is not None]
+        self._image = named[0] if named else None
+        self._also = named[1:]
         self._audio = next((name for name, m in manifest.modalities.items() if isinstance(m, AudioModality)), None)
         self._clock = clock
         self._isolation = isolation
@@ -447,9 +453,11 @@ class _Opening:
             yield self._open(audio, None, self._audio)
 
     def _open(self, source: Any, image: str | None, audio: str | None) -> Source:
-        from edge_mbm.runtime.sources import open_source  # noqa: PLC0415 - a robot that pushes needs none of them
+        from edge_mbm.runtime.sources import SharedSource, open_source  # noqa: PLC0415 - a robot that pushes needs none of them
 
-        return open_source(source, image=image, audio=audio, clock=self._clock, isolation=self._isolation)
+        opened = open_source(source, image=image, audio=audio, clock=self._clock, isolation=self._isolation)
+        also = tuple(name for name in self._also if name not in opened.modalities)
+        return opened if image is None or not also else SharedSource(opened, image, also)
 
 
 def _texts(

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from edge_mbm.errors import InputError, ManifestError
+from edge_mbm.runtime.frames import watch_problem
 from edge_mbm.runtime.result import RUNNABLE_TASKS
 from edge_mbm.spec import (
     AudioModality,
@@ -20,11 +21,12 @@ from edge_mbm.spec import (
     SensorModality,
     TextModality,
     Variant,
+    VideoModality,
 )
 
 __all__ = ["Planned", "choose_heads", "choose_variant", "needed_by", "plan"]
 
-_RUNNABLE_MODALITIES = (ImageModality, AudioModality, TextModality, SensorModality)
+_RUNNABLE_MODALITIES = (ImageModality, VideoModality, AudioModality, TextModality, SensorModality)
 _CPU_TARGETS = {"x86_64": "x86-cpu", "amd64": "x86-cpu", "aarch64": "arm-cpu", "arm64": "arm-cpu"}
 
 
@@ -130,18 +132,20 @@ def _runnable(manifest: Manifest, name: str) -> Component:
         raise ManifestError(f"'{name}' is a detector, which this edge-mbm cannot run yet")
     if isinstance(component, Decoder) and component.algorithm != "autoregressive":
         raise ManifestError(f"'{name}' decodes by {component.algorithm}: this edge-mbm decodes token by token")
-    if isinstance(component, Encoder) and component.window and not _reads_audio(manifest, component):
-        raise ManifestError(f"'{name}' has a window, which this edge-mbm can only slide over audio")
+    if isinstance(component, Encoder) and component.window and not _reads_stream(manifest, component):
+        raise ManifestError(f"'{name}' has a window, which this edge-mbm can only slide over audio and video")
     for value in component.inputs.values():
         modality = manifest.modalities.get(value.source)
         if modality is not None and not isinstance(modality, _RUNNABLE_MODALITIES):
             raise ManifestError(f"'{name}' reads '{value.source}', a modality that this edge-mbm cannot run yet")
+        if isinstance(modality, VideoModality) and (problem := watch_problem(component, value.source)) is not None:
+            raise ManifestError(f"'{name}' {problem}")
     for key, output in component.outputs.items():
         if isinstance(component, Head) and not isinstance(output.task, RUNNABLE_TASKS):
             raise ManifestError(f"'{name}.{key}' is a {type(output.task).__name__} task, which cannot run yet")
     return component
 
 
-def _reads_audio(manifest: Manifest, component: Encoder) -> bool:
+def _reads_stream(manifest: Manifest, component: Encoder) -> bool:
     sources = [manifest.modalities.get(value.source) for value in component.inputs.values()]
-    return any(isinstance(modality, AudioModality) for modality in sources)
+    return any(isinstance(modality, AudioModality | VideoModality) for modality in sources)

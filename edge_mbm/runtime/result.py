@@ -9,7 +9,7 @@ import numpy as np
 from msgspec import Struct, structs
 
 from edge_mbm.errors import EngineError
-from edge_mbm.spec import Classification, Embedding, Output, Regression
+from edge_mbm.spec import Classification, Embedding, Output, Regression, Saliency, Sequence
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,12 +21,13 @@ __all__ = [
     "RegressionOutput",
     "Result",
     "Segment",
+    "SequenceOutput",
     "TaskOutput",
     "TextOutput",
     "interpret",
 ]
 
-RUNNABLE_TASKS = (Classification, Embedding, Regression)
+RUNNABLE_TASKS = (Classification, Embedding, Regression, Sequence, Saliency)
 """Tasks whose head outputs this version can hand out; the manifest may describe more."""
 
 
@@ -74,6 +75,19 @@ class RegressionOutput(Struct, frozen=True, eq=False):
         return {"values": self.values.tolist(), "unit": self.unit}
 
 
+class SequenceOutput(Struct, frozen=True, eq=False):
+    """One value, or one vector, per time step, float32[steps, ...]."""
+
+    values: NDArray[np.float32]
+    times: NDArray[np.int64] | None = None
+    """int64[steps]: capture time of each step, ns, where the steps are frames of a stream; see ``Result.segment``."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        times = {} if self.times is None else {"times": self.times.tolist()}
+        return {"values": self.values.tolist(), **times}
+
+
 class TextOutput(Struct, frozen=True, eq=False):
     """What a decoder wrote."""
 
@@ -90,14 +104,14 @@ class TextOutput(Struct, frozen=True, eq=False):
         return {"text": self.text, "score": self.score, "is_complete": self.is_complete}
 
 
-TaskOutput: TypeAlias = ClassificationOutput | EmbeddingOutput | RegressionOutput | TextOutput
+TaskOutput: TypeAlias = ClassificationOutput | EmbeddingOutput | RegressionOutput | SequenceOutput | TextOutput
 
 
 class Segment(Struct, frozen=True):
-    """A stretch of sound that was cut where speech begins and ends. Times are monotonic ns."""
+    """A stretch of sound that was cut where speech begins and ends, or of video. Times are monotonic ns."""
 
     start: int
-    """Capture time of its first sample."""
+    """Capture time of its first sample or frame."""
     end: int
     """And after its last; of an unfinished one, so far."""
     is_final: bool
@@ -128,7 +142,7 @@ class Result(Struct, frozen=True, kw_only=True, eq=False):
     gated: tuple[str, ...] = ()
     """Inputs whose encoder skipped its item, since nothing had changed: the previous output stood."""
     segment: Segment | None = None
-    """The utterance that it is about, where sound is cut into such."""
+    """The utterance that it is about, where sound is cut into such; the frames it is about, where they are windowed."""
 
     @property
     def output(self) -> TaskOutput:
@@ -178,6 +192,8 @@ def interpret(
         return structs.replace(found, prompted=True) if prompted else found
     if isinstance(output.task, Regression):
         return RegressionOutput(values, output.task.unit)
+    if isinstance(output.task, Sequence | Saliency):
+        return SequenceOutput(values)
     return EmbeddingOutput(values.reshape(-1))
 
 

@@ -15,18 +15,28 @@ from msgspec import structs
 
 from edge_mbm.bundle import BundleFiles
 from edge_mbm.errors import EngineError, InputError, SessionClosedError
-from edge_mbm.preprocess import as_array, as_frame, as_lines, as_utterance, as_waveform
+from edge_mbm.preprocess import (
+    as_array,
+    as_frame,
+    as_lines,
+    as_utterance,
+    as_video,
+    as_waveform,
+    frame_windows,
+    in_turn,
+)
 from edge_mbm.runtime.align import Aligner, Match
 from edge_mbm.runtime.component import About, ComponentRunner, Encoded, Node
 from edge_mbm.runtime.decode import GREEDY, DecodeOptions, DecoderRunner, Piece
 from edge_mbm.runtime.engine import Engine, EngineLoader, OnnxRuntimeEngine
 from edge_mbm.runtime.feed import FOREVER, Feed
+from edge_mbm.runtime.frames import FrameWindows, Stream, VideoStream, frame_times, video_stream
 from edge_mbm.runtime.head import Answering, HeadNode, Prompts, Relay
 from edge_mbm.runtime.plan import Planned, choose_heads, needed_by, plan
 from edge_mbm.runtime.result import Result
 from edge_mbm.runtime.ring import AudioRing
 from edge_mbm.runtime.status import EncoderStatus, HeadStatus
-from edge_mbm.runtime.stream import MAX_SLIP_NS, AudioStream, FrameSlot, FrameStream, Stream
+from edge_mbm.runtime.stream import MAX_SLIP_NS, AudioStream, FrameSlot, FrameStream
 from edge_mbm.runtime.utterance import UtteranceRing
 from edge_mbm.spec import (
     AudioModality,
@@ -37,9 +47,11 @@ from edge_mbm.spec import (
     Head,
     ImageModality,
     Manifest,
+    Modality,
     SensorModality,
     TextModality,
     TokenSteps,
+    VideoModality,
 )
 
 if TYPE_CHECKING:
@@ -57,7 +69,8 @@ class SessionOptions:
         heads: what gives results, of ``Manifest.results``; None means its default ones. What none needs is not loaded.
         variant: "auto" for the fastest kept for this machine, or a name ("fp32").
         threads: intra-op threads of each engine.
-        audio_buffer_s: audio that may wait to be encoded, seconds; beyond it the oldest is dropped and counted.
+        audio_buffer_s: audio, and video in windows, that may wait to be encoded, seconds; beyond it the oldest is
+            dropped and counted.
         max_pending: pivots that may wait for the other modalities, per head; beyond it the oldest is dropped.
         decoding: how decoders choose tokens, and how many.
     """
@@ -133,10 +146,10 @@ class Session:
 
         Args:
             modality: its name in the manifest.
-            data: image: uint8[H, W, 3] RGB or uint8[H, W] gray, kept by reference until the next poll. Audio: float or
-                int16 [samples] or [samples, channels]. Text: str, which counts until the next, see
-                ``Manifest.latched``; a list of prompts has one a line, see ``TokenSteps.lines``. Sensor: a vector of
-                the manifest's shape.
+            data: image: uint8[H, W, 3] RGB or uint8[H, W] gray, kept by reference until the next poll; video: the same,
+                kept as small as the encoders see it. Audio: float or int16 [samples] or [samples, channels]. Text: str,
+                which counts until the next, see ``Manifest.latched``; a list of prompts has one a line, see
+                ``TokenSteps.lines``. Sensor: a vector of the manifest's shape.
             t: capture time, ns; of the first sample for audio. Must not go back.
             rate: audio only: its sample rate, Hz, if it is not the manifest's; it is resampled with soxr.
 
@@ -145,9 +158,10 @@ class Session:
             SessionClosedError: after ``close``.
         """
         stream, t = self._stream(modality), _as_time(t)
-        if isinstance(stream, AudioStream):
+        if isinstance(stream, AudioStream | VideoStream):
+            fitted = stream.fit(data) if isinstance(stream, VideoStream) else None
             with self._lock:
-                broken = stream.push(data, t, rate)
+                broken = stream.push(data, t, rate) if isinstance(stream, AudioStream) else stream.push(fitted or [], t)
                 for node, is_broken in zip(self._listeners(modality), broken, strict=True):
                     node.starts_anew |= is_broken
         elif stream is not None:
@@ -158,7 +172,7 @@ class Session:
     def count_dropped(self, modality: str, count: int) -> None:
         """Tell that ``count`` frames were lost before they could be pushed, so that results report them."""
         stream = self._stream(modality)
-        if isinstance(stream, FrameStream):
+        if isinstance(stream, FrameStream | VideoStream):
             with self._lock:
                 stream.count_dropped(count)
 
@@ -248,7 +262,7 @@ class Session:
             node.starts_anew |= starts_anew
             return False
         if starts_anew:
-            node.reset()
+            self._start_anew(node)
         try:
             stages = {} if work.pushed is None else {"queue": perf_counter_ns() - work.pushed}
             about = About(work.segment, work.data if isinstance(work.data, str) else None)
@@ -446,8 +460,9 @@ class Session:
         """Results of the running heads for one set of inputs, apart from any stream.
 
         Args:
-            inputs: modality -> data as for ``push``; audio at the manifest's rate, from a stream's start: whole windows
-                are encoded in turn from a zero state, and the last one counts. A modality left out is missing.
+            inputs: modality -> data as for ``push``; audio at the manifest's rate, from a stream's start, and video as
+                uint8[T, H, W, 3]: windows are encoded in turn from a zero state, and the last one counts. So are the
+                frames of a clip, uint8[T, H, W, 3], and a sensor's vectors, [T, *shape]. What is left out is missing.
 
         Raises:
             InputError: an unknown modality, wrong data, or a head that cannot do without a missing modality.
@@ -533,19 +548,21 @@ class Session:
 
     def _make_streams(self) -> dict[str, Stream]:
         used = {value.source for planned in self.plan for value in planned.component.inputs.values()}
-        return {
-            name: self._make_audio(name, modality)
-            if isinstance(modality, AudioModality)
-            else FrameStream(name, [FrameSlot() for _ in self._listeners(name)])
-            for name, modality in self.manifest.modalities.items()
-            if name in used
-        }
+        return {name: self._make_stream(name, m) for name, m in self.manifest.modalities.items() if name in used}
+
+    def _make_stream(self, name: str, modality: Modality) -> Stream:
+        if isinstance(modality, AudioModality):
+            return self._make_audio(name, modality)
+        if isinstance(modality, VideoModality):
+            watching = [node.runner.component for node in self._listeners(name)]
+            return video_stream(name, modality, watching, self.options.audio_buffer_s)
+        return FrameStream(name, [FrameSlot() for _ in self._listeners(name)])
 
     def _make_feeds(self) -> dict[str, Feed]:
         """One per encoder that reads a modality, in the order of the streams."""
         feeds = {}
         for name, stream in self._streams.items():
-            parts: Sequence[FrameSlot | AudioRing] = stream.parts
+            parts: Sequence[FrameSlot | AudioRing | FrameWindows] = stream.parts
             for node, part in zip(self._listeners(name), parts, strict=True):
                 feeds[node.runner.name] = Feed(node.runner.name, stream, part)
         for name, feed in feeds.items():
@@ -606,7 +623,8 @@ class Session:
             max_pending=self.options.max_pending,
             latched=self.manifest.latched(name),
         )
-        answering = {
+        answering: dict[str, Any] = {
+            "frames": frame_times(self.manifest, name),
             "timing": timing,
             "aligner": aligner,
             "modalities": self.manifest.modalities_of(name),
@@ -676,6 +694,12 @@ class Session:
         for told in self._told[feed.encoder]:
             self._feeds[told].finish_utterance()
 
+    def _start_anew(self, node: Node) -> None:
+        """Zero the state of a component, and of those that feed on it: they remember the same broken stream."""
+        node.reset()
+        for follower in self._followers[node.runner.name]:
+            self._start_anew(follower)
+
     def _explain(self, head: Answering, now: int) -> str:
         if head.name in self._disabled:
             return "disabled"
@@ -731,11 +755,18 @@ class Session:
             known.update({f"{runner.name}.{key}": value for key, value in outputs.items()})
 
     def _windows(self, component: Component, known: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-        """The sources themselves, or each whole window of the audio among them."""
+        """The sources themselves, each item of a series, or each whole window of the sound or the video among them."""
         audio = [v.source for v in component.inputs.values() if isinstance(self._streams.get(v.source), AudioStream)]
         window = component.window if isinstance(component, Encoder) else None
+        video = [v.source for v in component.inputs.values() if isinstance(self._streams.get(v.source), VideoStream)]
+        if video and window is not None:
+            frames = as_video(known[video[0]])
+            for found in frame_windows(len(frames), window):
+                yield {**known, video[0]: [frames[index] for index in found.indices]}
+            return
         if not audio or window is None:
-            yield known
+            value = next(iter(component.inputs.values()))  # all are of one source
+            yield from ({**known, value.source: item} for item in in_turn(known[value.source], value))
             return
         samples = as_waveform(known[audio[0]])
         if isinstance(component, Encoder) and component.utterances is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from edge_mbm.runtime.ring import AudioRing, correction
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["MAX_SLIP_NS", "AudioStream", "FrameSlot", "FrameStream", "Resampler", "Stream", "Work"]
+__all__ = ["MAX_SLIP_NS", "AudioStream", "FrameSlot", "FrameStream", "Resampler", "Work"]
 
 MAX_SLIP_NS = 50_000_000
 """How far a block's time may be from the sample count before samples count as lost."""
@@ -24,14 +24,14 @@ _SECOND = 1_000_000_000
 
 
 class Work(NamedTuple):
-    """One item for one encoder: a frame, or a window of sound."""
+    """One item for one encoder: a frame, or a window of sound or of frames."""
 
     data: Any
     t: int
     pushed: int | None
     """perf_counter at the push of a frame; a window has waited for its own last sample."""
     segment: Segment | None = None
-    """Of an utterance: what of the stream it is."""
+    """Of an utterance or a window of video: what of the stream it is."""
 
 
 class FrameSlot:
@@ -189,9 +189,6 @@ class AudioStream:
             for ring in self.parts:
                 ring.push(samples, t)
             self._resampler = None
-
-
-Stream: TypeAlias = FrameStream | AudioStream
 
 
 class Resampler:

@@ -26,7 +26,7 @@ from edge_mbm.errors import EdgeMbmError
 from edge_mbm.models import MultimodalModel
 from edge_mbm.training import FitOptions, fit, modality_dropout
 
-__all__ = ["evaluate", "train"]
+__all__ = ["embed", "evaluate", "train"]
 
 _CONSOLE = Console(highlight=False)
 _STEPS = 400
@@ -73,7 +73,7 @@ def evaluate(model: MultimodalModel, pairs: list[Recording]) -> Accuracies:
     """
     labels = torch.tensor([pair.label for pair in pairs])
     with torch.inference_mode():
-        embeddings = _embed(model, pairs)
+        embeddings = embed(model, pairs)
         scores = {name: {"both": _accuracy(model.heads[name](embeddings[name]), labels)} for name in MODALITIES}
         for name in FUSIONS:
             scores[name] = {
@@ -83,6 +83,20 @@ def evaluate(model: MultimodalModel, pairs: list[Recording]) -> Accuracies:
                 for title, mask in (("both", [1.0, 1.0]), ("image missing", [0.0, 1.0]), ("audio missing", [1.0, 0.0]))
             }
     return scores
+
+
+def embed(model: MultimodalModel, pairs: list[Recording]) -> dict[str, Tensor]:
+    """What the encoders make of recordings: modality -> float32[recordings, D].
+
+    Args:
+        model: trained.
+        pairs: recordings.
+    """
+    images = torch.from_numpy(np.stack([gray(pair.inputs["image"]) for pair in pairs]))
+    features = torch.from_numpy(np.stack([LOG_MEL(pair.inputs["audio"].astype(np.float32)) for pair in pairs]))
+    encoder = audio_encoder(model)
+    embedding, _ = encoder(features, encoder.initial_state(len(pairs)))
+    return {"image": model.encoders["image"](images), "audio": embedding}
 
 
 def _loss(model: MultimodalModel, batch: Batch, dropout: torch.Generator) -> Tensor:
@@ -99,14 +113,6 @@ def _loss(model: MultimodalModel, batch: Batch, dropout: torch.Generator) -> Ten
     for name in FUSIONS:
         loss = loss + cross_entropy(model.heads[name](image.detach(), audio.detach(), present), digits)
     return loss
-
-
-def _embed(model: MultimodalModel, pairs: list[Recording]) -> dict[str, Tensor]:
-    images = torch.from_numpy(np.stack([gray(pair.inputs["image"]) for pair in pairs]))
-    features = torch.from_numpy(np.stack([LOG_MEL(pair.inputs["audio"].astype(np.float32)) for pair in pairs]))
-    encoder = audio_encoder(model)
-    embedding, _ = encoder(features, encoder.initial_state(len(pairs)))
-    return {"image": model.encoders["image"](images), "audio": embedding}
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> float:

@@ -91,7 +91,10 @@ def test_silence_and_darkness_are_recordings(draft: Draft) -> None:
 @pytest.mark.parametrize(
     ("inputs", "said"),
     [
-        ({"audio": np.zeros(799, np.float32)}, "recording 'odd' has 799 samples, a window takes 800"),
+        (
+            {"audio": np.zeros(799, np.float32)},
+            "'odd' does not fit 'audio_encoder': it has 799 samples, a window takes 8",
+        ),
         ({"image": np.zeros((8, 8, 3), np.float32)}, "recording 'odd' does not fit 'image_encoder': "),
         ({"image": np.zeros((8, 8, 4), np.uint8)}, "recording 'odd' does not fit 'image_encoder': "),
         ({"audio": np.zeros(2000, np.int64)}, "recording 'odd' does not fit 'audio_encoder': "),

@@ -187,7 +187,7 @@ def test_texts_are_compared_as_texts() -> None:
     reference = [{"w.text": np.array(["one two"])}, {"w.text": np.array(["three"])}]
     got = [{"w.text": np.array(["one two"])}, {"w.text": np.array(["tree"])}]
     figures = error_figures(reference, got, ["w.text"], ["w.text"], [])
-    assert (figures.samples, figures.agreement, figures.accuracy) == (2, 0.5, None)
+    assert (figures.samples, figures.agreement, figures.accuracy, figures.cosine) == (2, 0.5, None, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,12 @@ def test_known_errors() -> None:
     assert error_figures(column([1, 0], [1, 0]), column([1, 0], [0, 1]), ["h.y"], [], []).cosine == pytest.approx(0.5)
 
 
+def test_one_number_has_no_direction_of_its_own() -> None:
+    """Two probabilities always point the same way; over all recordings they need not."""
+    figures = error_figures(column([0.9], [0.0], [0.9]), column([0.1], [0.9], [0.0]), ["h.y"], [], [])
+    assert figures.cosine == pytest.approx(0.09 / (0.9 * 2**0.5 * 0.82**0.5))
+
+
 def test_zero_is_like_zero_and_like_nothing_else() -> None:
     """A cosine has no meaning there, and must not be NaN."""
     assert error_figures(column([0, 0]), column([0, 0]), ["h.y"], [], []).cosine == 1.0

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_mbm.errors import InputError
-from edge_mbm.models import ConvEncoder, GRUEncoder
+from edge_mbm.models import ConvEncoder, GRUEncoder, SensorEncoder
 
 
 def gru(seed: int = 0, **options: int) -> GRUEncoder:
@@ -33,6 +33,29 @@ def test_image_encoder_refuses_unequal_statistics() -> None:
     """A mean for each channel and a std for each channel, or an error that shows both."""
     with pytest.raises(InputError, match=r"\[0.1, 0.2\], \[0.3\]"):
         ConvEncoder(mean=[0.1, 0.2], std=[0.3])
+
+
+def test_a_grid_says_where_a_thing_is() -> None:
+    """With a grid the embedding is of the features' means in each part; without, of their one mean."""
+    torch.manual_seed(0)
+    encoder = ConvEncoder(widths=(4, 8), dim=5, grid=2).eval()
+    image = torch.randint(0, 256, (2, 16, 16, 1), dtype=torch.uint8)
+    features = encoder.features((image.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25)
+    means = [features[:, :, y : y + 4, x : x + 4].mean((2, 3)) for y in (0, 4) for x in (0, 4)]
+    expected = encoder.project(torch.stack(means, 2).flatten(1))
+    torch.testing.assert_close(encoder(image), expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(InputError, match="a grid of 1 or more"):
+        ConvEncoder(grid=0)
+
+
+def test_a_sensors_readings_are_scaled_inside() -> None:
+    """Readings in their own units give what the layers give for readings scaled by hand."""
+    torch.manual_seed(0)
+    encoder = SensorEncoder(features=3, widths=(7, 6), dim=5, mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))
+    reading = torch.randn(2, 3)
+    scaled = (reading - torch.tensor([1.0, 2.0, 3.0])) / torch.tensor([4.0, 5.0, 6.0])
+    torch.testing.assert_close(encoder(reading), encoder.layers(scaled), rtol=1e-5, atol=1e-6)
+    assert encoder(reading).shape == (2, 5)
 
 
 @settings(deadline=None, max_examples=25)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,9 +11,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from edge_mbm.errors import InputError
-from edge_mbm.models import AttentionFusion, ConcatFusion, MultimodalModel, SumFusion
+from edge_mbm.models import (
+    AttentionFusion,
+    BottleneckFusion,
+    ConcatFusion,
+    GatedFusion,
+    MultimodalModel,
+    SumFusion,
+)
 
-HEADS = (ConcatFusion, SumFusion, AttentionFusion)
+HEADS = (ConcatFusion, SumFusion, AttentionFusion, GatedFusion, BottleneckFusion)
 BATCH, DIM, CLASSES = 4, 6, 3
 
 
@@ -85,6 +94,75 @@ def test_attention_agrees_with_torch() -> None:
     queries = fusion.query.expand(BATCH, -1, -1)
     expected = nn.functional.scaled_dot_product_attention(queries, keys, values).flatten(1)
     torch.testing.assert_close(fusion(*tensors, present), fusion.classify(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_gates_are_the_papers_for_two_modalities() -> None:
+    """With two modalities the unit is z h1 + (1 - z) h2, z a sigmoid of both, as Arevalo et al. write it."""
+    fusion, (image, audio) = head(GatedFusion, 2), embeddings(2)
+    assert isinstance(fusion, GatedFusion)
+    seen = torch.cat([image, torch.ones(BATCH, 1), audio, torch.ones(BATCH, 1)], dim=1)
+    first, second = fusion.gate(seen).chunk(2, dim=1)
+    z = torch.sigmoid(first - second)
+    h1, h2 = (torch.tanh(layer(x)) for layer, x in zip(fusion.transform, (image, audio), strict=True))
+    expected = fusion.classify(z * h1 + (1 - z) * h2)
+    torch.testing.assert_close(fusion(image, audio, torch.ones(BATCH, 2)), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_gate_knows_missing_from_zero() -> None:
+    """An embedding of zeros that was measured is not taken for one that is missing."""
+    fusion, (image, audio) = head(GatedFusion, 2), embeddings(2)
+    zeros, alone = torch.zeros_like(audio), torch.tensor([[1.0, 0.0]]).expand(BATCH, 2)
+    assert not torch.allclose(fusion(image, zeros, torch.ones(BATCH, 2)), fusion(image, audio, alone))
+
+
+def torch_layer(layer: nn.Module, hidden: int, attention_heads: int) -> nn.TransformerEncoderLayer:
+    """torch's own layer with the weights of ours."""
+    theirs = nn.TransformerEncoderLayer(
+        hidden, attention_heads, 2 * hidden, dropout=0.0, batch_first=True, norm_first=True
+    )
+    ours = dict(layer.named_parameters())
+    theirs.load_state_dict(
+        {
+            "self_attn.in_proj_weight": ours["attend.weight"],
+            "self_attn.in_proj_bias": ours["attend.bias"],
+            "self_attn.out_proj.weight": ours["join.weight"],
+            "self_attn.out_proj.bias": ours["join.bias"],
+            "linear1.weight": ours["think.0.weight"],
+            "linear1.bias": ours["think.0.bias"],
+            "linear2.weight": ours["think.2.weight"],
+            "linear2.bias": ours["think.2.bias"],
+        }
+        | {key: ours[key] for key in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias")}
+    )
+    return theirs.eval()
+
+
+@pytest.mark.parametrize("present", [[1.0, 1.0], [1.0, 0.0]])
+def test_the_bottleneck_agrees_with_torchs_transformer(present: list[float]) -> None:
+    """Layers of torch's own, run modality by modality with the bottleneck's mean between them, give the same."""
+    torch.manual_seed(0)
+    fusion = BottleneckFusion(modalities=2, dim=DIM, classes=CLASSES, hidden=8, tokens=(3, 1), bottlenecks=2).eval()
+    sequence, embedding = torch.randn(BATCH, 3, DIM), torch.randn(BATCH, DIM)
+    streams = [
+        embed(tokens) + place
+        for embed, place, tokens in zip(fusion.embed, fusion.place, (sequence, embedding[:, None]), strict=True)
+    ]
+    there = [index for index, value in enumerate(present) if value]
+    shared = fusion.bottleneck.expand(BATCH, -1, -1)
+    for layer in fusion.layers:
+        joined = [torch_layer(layer.parts[i], 8, 4)(torch.cat([streams[i], shared], 1)) for i in there]
+        shared = torch.stack([both[:, -2:] for both in joined]).mean(0)
+        streams = [both[:, :-2] for both in joined] + streams[len(there) :]
+    expected = torch.stack([fusion.classify[i](streams[i].mean(1)) for i in there]).mean(0)
+    mask = torch.tensor([present]).expand(BATCH, 2)
+    torch.testing.assert_close(fusion(sequence, embedding, mask), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"layers": 1}, {"hidden": 10}, {"tokens": (1, 1, 1)}])
+def test_a_bottleneck_that_cannot_work_is_refused(options: dict[str, Any]) -> None:
+    """One layer would exchange nothing; the error shows all that was given."""
+    with pytest.raises(InputError, match="a bottleneck needs 2 layers or more"):
+        BottleneckFusion(modalities=2, dim=DIM, classes=CLASSES, **options)
 
 
 @pytest.mark.parametrize("kind", HEADS)

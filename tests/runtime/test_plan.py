@@ -17,7 +17,7 @@ from edge_mbm.spec import (
     Input,
     Manifest,
     Output,
-    Saliency,
+    Regions,
     SpeedFigures,
     TensorSpec,
     Variant,
@@ -114,12 +114,12 @@ def spec(*shape: int | str) -> TensorSpec:
 
 def test_what_cannot_run_yet_is_refused_by_name(manifest: Manifest) -> None:
     """The manifest may say more than this version runs: each such thing is refused when a session is made."""
-    logits = Output(tensor=spec("batch", 4), task=Saliency())
+    logits = Output(tensor=spec("batch", 4), task=Regions())
     video = replace(manifest, modalities=manifest.modalities | {"image": VideoModality(rate=25.0)})
     for broken, message in (
-        (changed(manifest, "event", outputs={"logits": logits}), "'event.logits' is a Saliency"),
+        (changed(manifest, "event", outputs={"logits": logits}), "'event.logits' is a Regions"),
         (changed(manifest, "image_encoder", window=Window(length=2, hop=1)), "'image_encoder'.*window"),
-        (video, "'image_encoder' reads 'image'"),
+        (video, "'image_encoder' reads 'image' without a window"),
     ):
         with pytest.raises(ManifestError, match=message):
             plan(broken)

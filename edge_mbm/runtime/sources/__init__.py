@@ -5,6 +5,7 @@ from edge_mbm.runtime.sources.file import FileSource
 from edge_mbm.runtime.sources.isolate import IsolatedSource, isolated
 from edge_mbm.runtime.sources.microphone import MicrophoneOptions, MicrophoneSource
 from edge_mbm.runtime.sources.push import ArraySource, CallableSource, FixedTextSource, SensorSource, TextSource
+from edge_mbm.runtime.sources.shared import SharedSource
 from edge_mbm.runtime.sources.stream import StreamOptions, StreamSource
 from edge_mbm.runtime.sources.supervise import Supervised, Supervision
 from edge_mbm.runtime.sources.uri import open_source
@@ -20,6 +21,7 @@ __all__ = [
     "MicrophoneOptions",
     "MicrophoneSource",
     "SensorSource",
+    "SharedSource",
     "StreamOptions",
     "StreamSource",
     "Supervised",

@@ -1,0 +1,75 @@
+"""A clip and a sensor: which way does the thing move, when the camera may be turning too?
+
+A handwritten digit drifts before a dark wall. No single frame tells which way; the last few do. But the camera turns as
+well, and then a digit that stands still looks like one that drifts. A gyroscope says how the camera turns; the two
+together say how the *digit* moves. The bundle has three heads: "attention" over the last eight frames, "gru", which
+remembers all, and "single", which sees one frame, as the control.
+
+    edge-mbm export export/clip_motion.toml -o clip_motion.mbm    # the first time it trains: two minutes of a core
+    PYTHONPATH=examples python examples/clip_motion.py clip_motion.mbm [attention | gru | single] [--blind]
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import numpy as np
+from moving_digits.world import MOTIONS, RATE, Drift, digits, draw
+from numpy.typing import NDArray
+
+import edge_mbm
+from edge_mbm.runtime.sources import CallableSource, SensorSource
+
+SECONDS = 2.0  # that each motion lasts
+SETTLING = 0.7  # seconds after a change in which no answer is counted: the last eight frames are of both motions
+
+
+class World:
+    """A motion after another; a camera sees it and a gyroscope feels it, at rates of their own."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+        order = self._rng.permutation(np.tile(np.arange(len(MOTIONS)), 2))
+        self._drifts = [draw(int(motion), digits(unseen=True), self._rng) for motion in order]
+        self._begun = time.monotonic_ns()
+
+    def at(self, t: int) -> tuple[Drift, float] | None:
+        """What goes on at a time, ns, and for how many seconds it has; None when all is over."""
+        number, since = divmod((t - self._begun) / 1e9, SECONDS)
+        return (self._drifts[int(number)], since) if number < len(self._drifts) else None
+
+    def camera(self) -> NDArray[np.uint8] | None:
+        """A frame, now."""
+        found = self.at(time.monotonic_ns())
+        return found and found[0].frame((found[1] - SECONDS / 2) * RATE, self._rng)
+
+    def gyroscope(self) -> NDArray[np.float32] | None:
+        """A reading, now."""
+        found = self.at(time.monotonic_ns())
+        return found and found[0].gyroscope(self._rng)
+
+
+def main(bundle: str, head: str = "attention", *flags: str) -> None:
+    """Half a minute of motions, live; with ``--blind`` without the gyroscope."""
+    world = World(seed=5)
+    sources = [CallableSource("image", world.camera, RATE), SensorSource("gyroscope", world.gyroscope, 2 * RATE)]
+    right, asked, last = 0, 0, None
+    options = edge_mbm.SessionOptions(heads=(head,))
+    with edge_mbm.open(bundle, sources[: 1 if "--blind" in flags else 2], options=options) as live:
+        for result in live:
+            found = world.at(result.t_capture)
+            if found is None or world.at(result.t_capture + 500_000_000) is None:
+                break
+            drift, since = found
+            answer, truth = result.output.as_json()["label"], MOTIONS[drift.motion]
+            if since > SETTLING:
+                right, asked = right + (answer == truth), asked + 1
+            if (answer, truth) != last:
+                last = (answer, truth)
+                print(f"{truth:7} {answer:7} {'' if answer == truth else 'x'} {result.age / 1e6:4.1f} ms old")
+    print(f"{head}: {right} of {asked} frames right")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

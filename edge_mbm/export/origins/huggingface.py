@@ -1,9 +1,10 @@
-"""Hugging Face directories: towers of CLIP, Whisper's encoder and decoder, BERT and its relatives."""
+"""Hugging Face directories: towers of CLIP, Whisper's encoder and decoder, BERT and its relatives, what captions."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 
 from edge_mbm.errors import MissingDependencyError, RecipeError
 from edge_mbm.export.origins.images import WithImages, normalized
-from edge_mbm.export.origins.module import TorchModel
+from edge_mbm.export.origins.module import ModuleOrigin, TorchModel
 from edge_mbm.export.origins.whisper import WhisperEncoder
-from edge_mbm.export.recipe import HuggingFaceModel, Normalize
+from edge_mbm.export.recipe import ComponentRecipe, HuggingFaceModel, Normalize
 from edge_mbm.models.similarity import Similarity, each_line
 
 __all__ = ["load_huggingface"]
@@ -38,10 +39,11 @@ def load_huggingface(source: HuggingFaceModel, folder: Path, where: str) -> Torc
     """
     path = folder / source.path
     _check(path, where)
-    model = _load(path, where)
+    model = _load(path, source.part, where)
     part = _part(model, source, where)
     images = WithImages(part, source.normalize or _normalize(path, where)) if _sees(model, source) else part
-    return TorchModel(images.cpu().eval().requires_grad_(requires_grad=False))
+    kind = _WriterModel if source.part == "writer" else TorchModel
+    return kind(images.cpu().eval().requires_grad_(requires_grad=False))
 
 
 def _check(path: Path, where: str) -> None:
@@ -55,10 +57,11 @@ def _check(path: Path, where: str) -> None:
         )
 
 
-def _load(path: Path, where: str) -> Any:
+def _load(path: Path, part: str, where: str) -> Any:
     try:
         with _quiet():
-            model, report = _auto_class(path).from_pretrained(
+            find = _generator_class if part in ("memory", "writer") else _auto_class
+            model, report = find(path).from_pretrained(
                 path,
                 local_files_only=True,
                 use_safetensors=True,
@@ -83,10 +86,23 @@ def _load(path: Path, where: str) -> Any:
     return model
 
 
+def _generator_class(path: Path) -> Any:
+    """The class that the configuration names, with the head that writes."""
+    name = _architecture(path)
+    kind = getattr(importlib.import_module("transformers"), name, None)
+    if not inspect.isclass(kind) or not hasattr(kind, "can_generate") or not kind.can_generate():
+        raise LookupError(f"'{name}' is no class of transformers that generates text")
+    return kind
+
+
+def _architecture(path: Path) -> str:
+    [architecture, *_] = json.loads((path / "config.json").read_text()).get("architectures") or [""]
+    return str(architecture)
+
+
 def _auto_class(path: Path) -> Any:
     """The class for the head that the configuration names, or the bare model."""
-    transformers = importlib.import_module("transformers")
-    [architecture, *_] = json.loads((path / "config.json").read_text()).get("architectures") or [""]
+    transformers, architecture = importlib.import_module("transformers"), _architecture(path)
     for suffix in ("ForSequenceClassification", "ForImageClassification", "ForAudioClassification"):
         if architecture.endswith(suffix):
             return getattr(transformers, f"AutoModel{suffix}")
@@ -128,11 +144,28 @@ def _part(model: Any, source: HuggingFaceModel, where: str) -> nn.Module:
     }
     if source.part == "auto":
         return _Whole(model, source.pooling)
+    if source.part in ("memory", "writer"):
+        return _writing(model, source.part, where)
     tower = source.part in ("vision", "text", "similarity")
     if not hasattr(model, needs[source.part]) or (not tower and not model.config.is_encoder_decoder):
         raise RecipeError(f"{where}.part is '{source.part}', which {type(model).__name__} does not have")
     part: nn.Module = kinds[source.part](model)
     return part
+
+
+def _writing(model: Any, part: str, where: str) -> nn.Module:
+    from edge_mbm.export.origins import generation  # noqa: PLC0415 - imports transformers
+
+    made: nn.Module = getattr(generation, part)(model, where)
+    return made
+
+
+class _WriterModel(TorchModel):
+    """One whose component must have the cache that it needs."""
+
+    def component(self, name: str, recipe: ComponentRecipe) -> ModuleOrigin:
+        self.module.check_recipe(name, recipe)  # type: ignore[operator] # a Writer
+        return super().component(name, recipe)
 
 
 def _similarity(model: Any) -> Similarity:
@@ -144,7 +177,8 @@ def _similarity(model: Any) -> Similarity:
 
 
 def _sees(model: Any, source: HuggingFaceModel) -> bool:
-    return source.part == "vision" or (source.part == "auto" and model.main_input_name == "pixel_values")
+    sees = source.part in ("auto", "memory") and model.main_input_name == "pixel_values"
+    return source.part == "vision" or sees
 
 
 def _normalize(path: Path, where: str) -> Normalize:

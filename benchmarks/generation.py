@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import VisionEncoderDecoderModel
+from zoo import captioner
 
 import edge_mbm
 from edge_mbm import SessionOptions
-from zoo import captioner
 
 if TYPE_CHECKING:
     from edge_mbm import Session

@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zoo import captioner
+
 import edge_mbm
 from edge_mbm import DecodeOptions, SessionOptions
-from zoo import captioner
 
 if TYPE_CHECKING:
     from edge_mbm import Session

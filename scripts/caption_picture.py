@@ -13,9 +13,9 @@ import sys
 from typing import Any
 
 import matplotlib as mpl
+from zoo import captioner
 
 import edge_mbm
-from zoo import captioner
 
 mpl.use("agg")
 from matplotlib import pyplot as plt

@@ -108,8 +108,8 @@ class HuggingFaceModel(Struct, frozen=True, kw_only=True, tag="huggingface", tag
     - ``similarity``: an image's embedding and those of the prompts -> a logit for each prompt, with CLIP's temperature
     - ``encoder``: Whisper's: float32[batch, samples] at 16 kHz, or its log-mel [batch, mels, frames] -> hidden states
     - ``decoder``: Whisper's: ids, the encoder's hidden states -> logits, without a cache
-    - ``memory``: of an encoder-decoder such as an image captioner, or Whisper: an image of the ``image`` steps, or sound
-      as for ``encoder`` -> keys and values that the decoder's layers look at, computed once for a text
+    - ``memory``: of an image captioner (VisionEncoderDecoder) or Whisper: an image of the ``image`` steps, or sound as
+      for ``encoder`` -> keys and values that the decoder's layers look at, computed once for a text
     - ``writer``: its decoder's step, for a ``decoder`` component: token, place, ``memory``, cache -> scores, next cache
     - ``auto``: ids and optionally their mask and segments, or an image, or what else the model's main input is ->
       logits where the model has a classifier, else hidden states, or what ``pooling`` makes of them

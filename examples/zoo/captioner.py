@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-
 from av_digits.cache import cached
 from av_digits.sources import WORDS, mnist
+
 from edge_mbm.errors import InputError
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def tokenizer() -> Any:
     """One word, one token."""
     from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: PLC0415
 
-    made = Tokenizer(models.WordLevel({word: k for k, word in enumerate(VOCABULARY)}, unk_token="<unknown>"))  # noqa: S106 - no password
+    made = Tokenizer(models.WordLevel({word: k for k, word in enumerate(VOCABULARY)}, unk_token="<unknown>"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     made.add_special_tokens(list(VOCABULARY[:3]))
     return made

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from av_digits import sources
-from edge_mbm.errors import InputError
 from zoo import captioner
+
+from edge_mbm.errors import InputError
 
 pytestmark = pytest.mark.needs("transformers", "tokenizers")
 
@@ -36,8 +36,8 @@ def test_a_caption_says_what_is_where() -> None:
         relation = " ".join(words[3:-3])
         low, high = np.argwhere(scene.image.any(axis=2)).min(0), np.argwhere(scene.image.any(axis=2)).max(0)
         assert (high - low)[{"above": 0, "left of": 1}[relation]] > 45
-        for corner, (colour, digit) in ((low, words[1:3]), (high, words[-2:])):
-            pixel = scene.image[tuple(np.clip(corner, 10, 53))]
+        for inside, (colour, digit) in ((low + 8, words[1:3]), (high - 8, words[-2:])):
+            pixel = scene.image[tuple(inside)]
             brightness = 25 + 20 * sources.WORDS.index(digit)
             np.testing.assert_allclose(pixel, brightness * np.array(captioner.COLOURS[colour]) / 255, atol=1)
 

@@ -33,7 +33,7 @@ def memory(model: Any, where: str) -> Memory:
         where: the recipe's key, for messages.
 
     Raises:
-        RecipeError: its decoder looks at no encoder, or its encoder takes something else than an image or Whisper's sound.
+        RecipeError: its decoder looks at no encoder, or its encoder takes neither an image nor Whisper's sound.
     """
     _check_kind(model, where)
     return Memory(WhisperEncoder(model) if model.config.model_type == "whisper" else _Sight(model), _Steps(model))
@@ -189,14 +189,14 @@ class _Steps(nn.Module):
         """Scores of the next token, float32[batch, vocabulary]."""
         # The decoder's layers look at the memory; of hidden states only the number of places is asked for.
         hidden = memory[:, 0, 0, :, :1].expand(-1, -1, self.hidden)
-        return self._run(token, position, mask, hidden, written, [_Slots(*pair) for pair in _pairs(memory)])
+        return self._run(token, position, mask, hidden, self._caches(written, [_Slots(*p) for p in _pairs(memory)]))
 
     def memory(self, hidden: Tensor) -> Tensor:
         """What the decoder's layers make of an encoder's hidden states, as ``Memory`` gives it."""
         # Any token will do: these keys and values do not depend on it, and a graph loses what nobody asks for.
         begin = torch.zeros_like(hidden[:, :1, 0], dtype=torch.int64)
         seen, written = ([_Slots() for _ in range(self.layers)] for _ in range(2))
-        self._run(begin, begin, hidden[:, None, :1, :1] * 0.0, hidden, written, seen)
+        self._run(begin, begin, hidden[:, None, :1, :1] * 0.0, hidden, self._caches(written, seen))
         return torch.stack([part for layer in seen for part in (layer.keys, layer.values)], dim=1)
 
     def example(self, batch: int) -> Tensor:
@@ -204,16 +204,18 @@ class _Steps(nn.Module):
         noise = torch.Generator().manual_seed(0)
         return torch.randn(batch, 3, self.hidden, generator=noise)
 
-    def _run(
-        self, token: Tensor, position: Tensor, mask: Tensor, hidden: Tensor, written: list[_Slots], seen: list[_Slots]
-    ) -> Tensor:
+    def _caches(self, written: list[_Slots], seen: list[_Slots]) -> dict[str, Any]:
+        """As transformers takes them, by the name that this version has for them."""
+        return {self.cache: EncoderDecoderCache(Cache(layers=written), Cache(layers=seen))}
+
+    def _run(self, token: Tensor, position: Tensor, mask: Tensor, hidden: Tensor, caches: dict[str, Any]) -> Tensor:
         given = self.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
             decoder_input_ids=token,
             decoder_position_ids=position,
             decoder_attention_mask=mask,
             use_cache=True,
-            **{self.cache: EncoderDecoderCache(Cache(layers=written), Cache(layers=seen))},
+            **caches,
         )
         scores: Tensor = given.logits[:, -1]
         return scores
@@ -231,8 +233,8 @@ def _check_kind(model: Any, where: str) -> None:
     name = type(model).__name__
     if not model.config.is_encoder_decoder:
         raise RecipeError(
-            f"{where}: {name} has no decoder that looks at an encoder: 'memory' and 'writer' are parts of models of the "
-            "VisionEncoderDecoder and Whisper kinds"
+            f"{where}: {name} has no decoder that looks at an encoder: 'memory' and 'writer' are parts of models of "
+            "the VisionEncoderDecoder and Whisper kinds"
         )
     if model.main_input_name != "pixel_values" and model.config.model_type != "whisper":
         raise RecipeError(f"{where}: {name} takes {model.main_input_name}, not an image nor Whisper's sound")

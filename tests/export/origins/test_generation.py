@@ -202,7 +202,7 @@ def test_captions_are_transformers_own(bundle: edge_mbm.Bundle, folder: Path) ->
     got = [written(bundle, "caption", {"image": image}).tokens for image in shown]
     assert got == [generated(folder, "captioner", image) for image in shown]
     assert len(set(got)) >= 6
-    assert sum(len(set(tokens)) > 3 for tokens in got) >= 6
+    assert sum(len(set(tokens)) > 3 for tokens in got) >= 4
 
 
 def test_transcripts_are_transformers_own(bundle: edge_mbm.Bundle, folder: Path) -> None:

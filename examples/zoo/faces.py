@@ -75,7 +75,7 @@ class Decode(nn.Module):
         y0 = ((place // columns + down + 0.5) * STRIDE - height / 2).clamp(0, rows * STRIDE)
         x0 = ((place % columns + right + 0.5) * STRIDE - width / 2).clamp(0, columns * STRIDE)
         x1, y1 = (x0 + width).clamp(max=columns * STRIDE), (y0 + height).clamp(max=rows * STRIDE)
-        below, beside = _at(marks, place).unflatten(2, (LANDMARKS, 2)).unbind(3)
+        below, beside = _at(marks, place).reshape(-1, place.shape[1], LANDMARKS, 2).unbind(3)
         points = torch.stack([beside * width[..., None] + x0[..., None], below * height[..., None] + y0[..., None]], 3)
         return torch.cat([torch.stack([x0, y0, x1, y1, score], 2), points.flatten(2)], 2)
 

@@ -1,6 +1,6 @@
 """A film of four photographs that are free of anyone's rights, two seconds each, to look at a digest of.
 
-    PYTHONPATH=examples python -m digest.photographs build/digest/photographs.mp4
+PYTHONPATH=examples python -m digest.photographs build/digest/photographs.mp4
 """
 
 from __future__ import annotations

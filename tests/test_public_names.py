@@ -49,6 +49,7 @@ def test_the_front_door() -> None:
     """``edge_mbm`` itself is a dozen names; a new one is a decision, made here and in the documentation."""
     assert set(edge_mbm.__all__) == {
         "Bundle",
+        "DecodeOptions",
         "EdgeMbmError",
         "Live",
         "Result",

@@ -120,7 +120,7 @@ def build() -> Any:
     """The captioner with random weights: a ``transformers.VisionEncoderDecoderModel``."""
     from transformers import GPT2Config, VisionEncoderDecoderConfig, VisionEncoderDecoderModel, ViTConfig  # noqa: PLC0415
 
-    tokens = {"pad_token_id": PAD, "bos_token_id": START, "eos_token_id": END}
+    tokens: dict[str, Any] = {"pad_token_id": PAD, "bos_token_id": START, "eos_token_id": END}
     # Random weights of the size that suits such narrow layers: with the libraries' 0.02 nothing is learnt for long.
     sees = ViTConfig(
         image_size=SIDE, patch_size=SIDE // 2, hidden_size=96, num_hidden_layers=2, num_attention_heads=4,
@@ -133,7 +133,8 @@ def build() -> Any:
     config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(sees, says)
     config.decoder_start_token_id, config.pad_token_id, config.eos_token_id = START, PAD, END
     model = VisionEncoderDecoderModel(config)
-    model.generation_config.update(decoder_start_token_id=START, max_length=LONGEST, **tokens)
+    settings: Any = model.generation_config
+    settings.update(decoder_start_token_id=START, max_length=LONGEST, **tokens)
     return model
 
 

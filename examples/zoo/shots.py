@@ -7,7 +7,8 @@ video with rights of its own: it is neither read nor shipped here.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,9 +20,11 @@ from av.video.stream import VideoStream
 from av_digits.cache import write_whole
 from torch import Tensor, nn
 
+import edge_mbm
 from edge_mbm.errors import EdgeMbmError, MissingDependencyError
 from edge_mbm.models import MultimodalModel
 from edge_mbm.preprocess import FrameFitter
+from edge_mbm.runtime import SequenceOutput
 from edge_mbm.spec import ImageSteps
 from zoo.packages import package_folder
 
@@ -63,6 +66,8 @@ class FrameFeatures(nn.Module):
     """
 
     band: Tensor
+    levels: Tensor
+    pairs: Tensor
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -99,7 +104,8 @@ class FrameFeatures(nn.Module):
         bins = torch.div(frames.flatten(2, 3).to(torch.int32), 256 // _LEVELS, rounding_mode="floor")
         red = (bins[..., 0:1] == self.levels).to(torch.float32)
         others = (bins[..., 1:2] * _LEVELS + bins[..., 2:3] == self.pairs).to(torch.float32)
-        return (red.transpose(2, 3) @ others).flatten(2)
+        counts: Tensor = (red.transpose(2, 3) @ others).flatten(2)
+        return counts
 
 
 def _band(length: int, lookup: int) -> Tensor:
@@ -265,3 +271,51 @@ def recordings(split: str) -> Iterator[_Recording]:
         frames = film_frames(film)
         for start in range(0, len(frames) - WINDOW + 1, WINDOW // 4):
             yield _Recording(f"{film}@{start}", {"video": frames[start : start + WINDOW].copy()})
+
+
+# --- how good it is --------------------------------------------------------------------------------------------------
+
+
+def probabilities(bundle: str, film: str, variant: str = "fp32") -> NDArray[np.float32]:
+    """How likely each frame is the last of its shot, float32[T], as the bundle says it of a stream of frames."""
+    found = []
+    with edge_mbm.load(bundle) as opened, opened.session(edge_mbm.SessionOptions(variant=variant)) as session:
+        for number, frame in enumerate(film_frames(film)):
+            session.push("video", frame, round(number * 1e9 / RATE))
+            found += session.poll()
+        found += session.finish()
+    outputs = [result.outputs["last"] for result in found]
+    return np.concatenate([output.values for output in outputs if isinstance(output, SequenceOutput)])
+
+
+def cuts_of(probabilities: NDArray[np.float32], threshold: float = 0.5) -> list[int]:
+    """Frames above the threshold that follow one below."""
+    above = probabilities > threshold
+    return [int(index) for index in np.flatnonzero(above[1:] & ~above[:-1]) + 1]
+
+
+def table(bundle: str, variant: str = "fp32") -> Iterator[str]:
+    """Per film: the cuts that are known, those that torch finds in the whole film, those of the streamed bundle."""
+    yield f"{'film':14}{'frames':>7}{'known':>7}{'torch':>14}{'streamed':>14}   greatest difference to torch"
+    for name, film in FILMS.items():
+        frames = torch.from_numpy(film_frames(name))
+        expected = reference().predict_frames(frames, quiet=True)[0].numpy()
+        got = probabilities(bundle, name, variant)
+        found = [_hits(film.cuts, cuts_of(values)) for values in (expected, got)]
+        off = float(np.abs(got - expected).max())
+        yield f"{name:14}{len(frames):7}{len(film.cuts):7}{found[0]:>14}{found[1]:>14}   {off:.1e}"
+
+
+def _hits(known: Sequence[int], found: Sequence[int]) -> str:
+    right = sum(any(abs(cut - frame) <= 1 for frame in found) for cut in known)
+    return f"{right} + {len(found) - right} wrong"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """``python -m zoo.shots shots.mbm [variant]``: the table."""
+    for line in table(*arguments):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -28,6 +28,7 @@ import edge_mbm
 from edge_mbm.models import EachLine, MultimodalModel, Similarity
 from edge_mbm.models.similarity import unit
 from edge_mbm.preprocess import ImagePreprocessor, TextPreprocessor
+from edge_mbm.runtime.plan import plan
 from edge_mbm.spec import ImageSteps, TokenSteps
 from zoo import efficientnet, minilm
 from zoo.packages import package_folder
@@ -159,7 +160,10 @@ def table(bundle: str) -> Iterator[str]:
     yield f"{len(right)} photos, {len(names)} names, {heldout.sum()} photos held out; chance R@1 {1 / len(names):.4f}"
     yield f"{'':24}{'R@1':>6}{'R@5':>6}{'R@10':>6}   {'held out: R@1':>13}{'R@5':>6}{'R@10':>6}"
     found = {"torch": (pictures, prompts)}
-    found |= {f"bundle, {variant}": embedded(bundle, variant) for variant in ("fp32", "auto")}
+    with edge_mbm.load(bundle) as opened:
+        same = plan(opened.manifest, None, "fp32") == plan(opened.manifest, None, "auto")
+    variants = ("fp32",) if same else ("fp32", "auto")
+    found |= {f"bundle, {variant}": embedded(bundle, variant) for variant in variants}
     for name, (seen, said) in found.items():
         places = ranks(seen, said, right)
         every, held = ([recall(part, k) for k in (1, 5, 10)] for part in (places, places[heldout]))

@@ -136,7 +136,7 @@ class Writer(nn.Module):
 # --- transformers' side ----------------------------------------------------------------------------------------------
 
 
-class _Slots(DynamicLayer):
+class _Slots(DynamicLayer):  # type: ignore[no-untyped-call] # transformers' own
     """A layer's keys and values, float32[batch, heads, slots, width], all of them from the start.
 
     Args:
@@ -146,8 +146,10 @@ class _Slots(DynamicLayer):
     """
 
     def __init__(self, keys: Any = None, values: Any = None, here: Tensor | None = None) -> None:
-        super().__init__()
-        self.keys, self.values, self.here = keys, values, here
+        super().__init__()  # type: ignore[no-untyped-call] # transformers' own
+        self.keys: Any = keys
+        self.values: Any = values
+        self.here = here
         self.is_initialized = keys is not None
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -206,7 +208,8 @@ class _Steps(nn.Module):
 
     def _caches(self, written: list[_Slots], seen: list[_Slots]) -> dict[str, Any]:
         """As transformers takes them, by the name that this version has for them."""
-        return {self.cache: EncoderDecoderCache(Cache(layers=written), Cache(layers=seen))}
+        own, across = (Cache(layers=list[Any](layers)) for layers in (written, seen))
+        return {self.cache: EncoderDecoderCache(own, across)}
 
     def _run(self, token: Tensor, position: Tensor, mask: Tensor, hidden: Tensor, caches: dict[str, Any]) -> Tensor:
         given = self.model(
@@ -262,6 +265,7 @@ _TOKENS = ((1, 2, 3), (2, 0, 3))
 def _stepped(writer: Writer) -> Tensor:
     memory = writer.steps.memory(writer.steps.example(2))
     cache = torch.zeros(2, *writer.state_shape(4)[1:])  # type: ignore[arg-type] # numbers, without the batch
+    scores = cache  # there are tokens
     for place, column in enumerate(torch.tensor(_TOKENS).T):
         scores, cache = writer(column[:, None], torch.full((2, 1), place), memory, cache)
     return scores

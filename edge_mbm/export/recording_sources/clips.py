@@ -14,6 +14,7 @@ from edge_mbm.export.recording_sources.media import clip_items, clip_length, str
 from edge_mbm.export.recording_sources.record import Recording
 from edge_mbm.export.recording_sources.split import Wanted, share_of
 from edge_mbm.export.recording_sources.tables import McapRecordings, VideoRecordings
+from edge_mbm.mcap import RecordedItem
 from edge_mbm.spec import AudioModality, ImageModality, Modality, VideoModality
 
 __all__ = ["clip_recordings"]
@@ -72,7 +73,9 @@ def clip_recordings(
 def _cut_video(
     part: _Part, name: str, modalities: Mapping[str, Modality], every: int, window: int
 ) -> Iterator[Recording]:
-    picture = _first(modalities, (ImageModality, VideoModality))
+    found = (_first(modalities, (kind,)) for kind in (ImageModality, VideoModality))
+    pictures = [modality for modality in found if modality is not None]
+    picture = next(iter(pictures), None)
     has_pictures, has_sound = streams(part.path)
     if picture is not None and not has_pictures:
         raise CalibrationError(f"{part.path} has no pictures, which '{picture}' needs: leave it out")
@@ -80,9 +83,16 @@ def _cut_video(
     pivot = picture or sound
     if pivot is None:
         raise CalibrationError(f"{part.path} has nothing of the recipe's modalities, which are {list(modalities)}")
-    used = {key: modalities[key] for key in (picture, sound) if key is not None}
+    used = {key: modalities[key] for key in (*pictures, sound) if key is not None}
     cutter = Cutter(name, used, Cut(pivot, every, window, part.start, part.end))
-    yield from cutter.recordings(clip_items(part.path, picture, sound))
+    yield from cutter.recordings(_shared(clip_items(part.path, picture, sound), pictures))
+
+
+def _shared(items: Iterator[RecordedItem], pictures: list[str]) -> Iterator[RecordedItem]:
+    """What is a picture comes once for each modality that takes pictures; the pivot, the first of them, last."""
+    for item in items:
+        for name in reversed(pictures) if item.modality in pictures else (item.modality,):
+            yield item._replace(modality=name)
 
 
 def _first(modalities: Mapping[str, Modality], kinds: tuple[type, ...]) -> str | None:

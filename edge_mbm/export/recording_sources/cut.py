@@ -14,7 +14,7 @@ from edge_mbm.errors import MissingDependencyError
 from edge_mbm.export.recording_sources.record import Recording
 from edge_mbm.mcap import RecordedItem
 from edge_mbm.preprocess import as_waveform
-from edge_mbm.spec import AudioModality, Modality
+from edge_mbm.spec import AudioModality, Modality, VideoModality
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,8 +35,8 @@ class Cut:
     Args:
         pivot: the modality whose samples say when.
         every: least time between two of them.
-        window: length of sound, up to the pivot.
-        start: no sound from before it.
+        window: length of sound and video, up to the pivot.
+        start: no sound or video from before it.
         end: no pivot from there on.
     """
 
@@ -66,6 +66,11 @@ class Cutter:
             for key, modality in modalities.items()
             if isinstance(modality, AudioModality)
         }
+        self._clips = {
+            key: _Clip(modality.rate, cut.window)
+            for key, modality in modalities.items()
+            if isinstance(modality, VideoModality)
+        }
         self._waiting: deque[tuple[int, dict[str, Any]]] = deque(maxlen=_MOST_WAITING)
 
     def recordings(self, items: Iterable[RecordedItem]) -> Iterator[Recording]:
@@ -76,7 +81,7 @@ class Cutter:
         """
         cut = self._cut
         # Sound of the part before is another split's: the first window begins where the part does.
-        due = cut.start + cut.window if cut.start else 0
+        due = cut.start + cut.window if cut.start else cut.window if self._clips else 0
         for item in items:
             if item.modality not in self._used:
                 continue
@@ -86,12 +91,16 @@ class Cutter:
             self._take(item)
             if item.modality == cut.pivot and moment >= due and (cut.end is None or moment < cut.end):
                 due = moment + cut.every
-                self._waiting.append((moment, dict(self._latest)))
+                self._waiting.append(
+                    (moment, self._latest | {n: clip.window(moment) for n, clip in self._clips.items()})
+                )
             yield from self._settled()
 
     def _take(self, item: RecordedItem) -> None:
         if item.modality in self._sound:
             self._sound[item.modality].add(item)
+        elif item.modality in self._clips:
+            self._clips[item.modality].add(item)
         else:
             self._latest[item.modality] = item.data
 
@@ -138,6 +147,27 @@ class _Sound:
         if last < length:
             return None
         return resampled(joined[last - length : last], oldest.rate, self._rate)[: self._samples]
+
+
+class _Clip:
+    """The newest frames of one video modality, as many as a window has: full size, so windows are to be short."""
+
+    def __init__(self, rate: float, window: int) -> None:
+        self._rate = rate
+        self._window = window
+        self._frames: deque[RecordedItem] = deque()
+
+    def add(self, frame: RecordedItem) -> None:
+        self._frames.append(frame)
+        while len(self._frames) > 1 and self._frames[1].t <= frame.t - self._window:
+            self._frames.popleft()
+
+    def window(self, end: int) -> NDArray[np.uint8]:
+        """uint8[frames, H, W, 3], the last at ``end``: of each place on the grid the frame that is nearest in time."""
+        count = max(1, round(self._window * self._rate / _SECOND))
+        times = np.array([frame.t for frame in self._frames])
+        places = [end - round(back * _SECOND / self._rate) for back in reversed(range(count))]
+        return np.stack([self._frames[int(np.abs(times - place).argmin())].data for place in places])
 
 
 def resampled(samples: NDArray[np.float32], rate: int, target: int) -> NDArray[np.float32]:

@@ -15,7 +15,7 @@ from edge_mbm.export.recording_sources.record import Recording
 from edge_mbm.export.recording_sources.split import Wanted
 from edge_mbm.export.recording_sources.tables import McapRecordings, VideoRecordings
 from edge_mbm.runtime.recording import Recorder, RecordOptions
-from edge_mbm.spec import AudioModality, ImageModality, Modality, SensorModality
+from edge_mbm.spec import AudioModality, ImageModality, Modality, SensorModality, VideoModality
 
 MS, SECOND = 1_000_000, 1_000_000_000
 Clip = Callable[..., Path]
@@ -47,6 +47,22 @@ def test_each_recording_is_a_frame_and_the_sound_before_it(tmp_path: Path, clip:
         expected = np.arange(last - 4000, last, dtype=np.float32) / 32768
         np.testing.assert_array_equal(recording.inputs["audio"], expected)
         assert recording.label is None
+
+
+@pytest.mark.parametrize("rate", [25.0, 12.5, 50.0])
+def test_video_is_the_frames_of_a_window_at_the_modality_s_rate(tmp_path: Path, clip: Clip, rate: float) -> None:
+    """The last is the pivot's own; each of the others is the nearest to its place, and one camera gives images too."""
+    clip(tmp_path / "a.mkv")
+    modalities = {"image": ImageModality(), "video": VideoModality(rate=rate)}
+    recordings = cut(tmp_path, modalities=modalities, window_s=0.4)
+    assert len(recordings) > 5
+    for recording in recordings:
+        t, frames = moment(recording), recording.inputs["video"]
+        assert len(frames) == round(0.4 * rate)
+        places = t / MS - np.arange(len(frames))[::-1] * 1000 / rate
+        shown = frames.reshape(len(frames), -1).max(1) * 40.0
+        assert np.abs(shown - places).max() <= 20
+        np.testing.assert_array_equal(recording.inputs["image"], frames[-1])
 
 
 def test_splits_are_parts_of_time_and_share_no_sample(tmp_path: Path, clip: Clip) -> None:

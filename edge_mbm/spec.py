@@ -464,10 +464,18 @@ class Head(_Component, frozen=True, kw_only=True, tag="head", tag_field="kind"):
 
 
 class Detector(_Component, frozen=True, kw_only=True, tag="detector", tag_field="kind"):
-    """Image to regions, which feed an encoder crop by crop."""
+    """Image to regions, which feed an encoder crop by crop.
+
+    Its graph reads an image, or the maps that an encoder makes of one, and gives candidates, float32[batch, n, 5 + 2 *
+    landmarks]: x0, y0, x1, y1, score, then x and y of each landmark, in pixels of what the image steps give. Those that
+    count are chosen outside of the graph (``preprocess.find_regions``), and are in pixels of the frame.
+    """
 
     max_regions: PositiveInt
     score_threshold: float = 0.5
+    """Less sure ones do not count."""
+    iou_threshold: Annotated[float, Meta(gt=0, le=1)] = 0.3
+    """Of two that overlap by this share of what they cover together, the surer one counts."""
 
 
 class Decoder(_Component, frozen=True, kw_only=True, tag="decoder", tag_field="kind"):
@@ -602,6 +610,14 @@ class Manifest(Record, frozen=True, kw_only=True, omit_defaults=False):
         """What a session runs unless told otherwise."""
         read = {value.source.partition(".")[0] for c in self.components.values() for value in c.inputs.values()}
         return self.default_heads or tuple(name for name in self.results() if name not in read)
+
+    def picture_of(self, component: str) -> tuple[str, ImageSteps] | None:
+        """The image modality, and the steps, of whose pixels a detector's candidates are; None if it reads no image."""
+        for value in self.components[component].inputs.values():
+            if isinstance(value.preprocess, ImageSteps):
+                return value.source, value.preprocess
+        above = [name for name in self.upstream_of(component) if name in self.components]
+        return next((found for name in above if (found := self.picture_of(name)) is not None), None)
 
     def upstream_of(self, component: str) -> set[str]:
         """What must run before a component: those that it reads, and the one that tells it where speech is."""
@@ -810,6 +826,8 @@ def _component_problems(manifest: Manifest, name: str, component: Component) -> 
         yield from _window_problems(manifest, component, where)
     elif isinstance(component, Decoder):
         yield from _decoder_problems(manifest, component, where)
+    else:
+        yield from _detector_problems(manifest, name, component, where)
 
 
 def _source_problems(manifest: Manifest, value: Input, where: str) -> Iterator[str]:
@@ -914,6 +932,20 @@ def _shape_problems(tensor: TensorSpec, where: str) -> Iterator[str]:
             yield f"{where}.shape has the dimension {dim}: use a positive size, or a name where it may vary"
     if math.prod(tensor.resolve()) > 2**31:
         yield f"{where}.shape {list(tensor.shape)} has more than 2^31 elements"
+
+
+def _detector_problems(manifest: Manifest, name: str, detector: Detector, where: str) -> Iterator[str]:
+    if len(detector.outputs) != 1:
+        yield f"{where} has the outputs {sorted(detector.outputs)}: a detector gives one, its regions"
+    for key, output in detector.outputs.items():
+        task, shape = output.task, output.tensor.shape
+        if not isinstance(task, Regions) or len(shape) != 3 or shape[2] != 5 + 2 * task.landmarks:
+            yield (
+                f"{where}.outputs.{key} is {_show(output.tensor)}: a detector gives regions, float32[batch, n, "
+                "5 + 2 * landmarks]"
+            )
+    if manifest.picture_of(name) is None:
+        yield f"{where} reads no image, and nothing that was made of one"
 
 
 def _decoder_problems(manifest: Manifest, decoder: Decoder, where: str) -> Iterator[str]:

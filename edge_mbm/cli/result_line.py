@@ -8,6 +8,7 @@ from edge_mbm.bundle import BundleFiles
 from edge_mbm.cli.terminal import clean
 from edge_mbm.runtime.result import (
     ClassificationOutput,
+    RegionsOutput,
     RegressionOutput,
     Result,
     SequenceOutput,
@@ -74,6 +75,8 @@ def _answers(result: Result) -> Iterator[str]:
 def _answer(output: TaskOutput) -> str:
     if isinstance(output, ClassificationOutput):
         return f"{clean(output.label)} {output.score:.3f}"
+    if isinstance(output, RegionsOutput):
+        return _regions(output)
     if isinstance(output, TextOutput):
         return clean(output.text)
     if isinstance(output, RegressionOutput):
@@ -81,6 +84,16 @@ def _answer(output: TaskOutput) -> str:
     if isinstance(output, SequenceOutput):
         return f"{len(output.values)} steps, at most {output.values.max():.3g}"
     return f"{_values(output.vector.tolist())} ({len(output.vector)} values)"
+
+
+def _regions(output: RegionsOutput) -> str:
+    """How many, and where the surest is: its middle, width and height."""
+    count = len(output.boxes)
+    if not count:
+        return "none"
+    x0, y0, x1, y1 = output.boxes[0].tolist()
+    where = f"{output.scores[0]:.2f} at {(x0 + x1) / 2:.0f}, {(y0 + y1) / 2:.0f}, {x1 - x0:.0f} x {y1 - y0:.0f}"
+    return f"{count}{f' of {count + output.left_out}' if output.left_out else ''}: {where}"
 
 
 def _values(values: list[float]) -> str:

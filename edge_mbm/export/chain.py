@@ -15,15 +15,29 @@ from edge_mbm.export.skeleton import Skeleton
 from edge_mbm.preprocess import (
     Decoding,
     Detokenizer,
+    RegionRules,
+    as_frame,
     as_lines,
     as_utterance,
     as_video,
     as_waveform,
     build_preprocessor,
+    find_regions,
     frame_windows,
     in_turn,
 )
-from edge_mbm.spec import Classification, Decoder, Encoder, Head, Input, Output, TokenSteps, Window
+from edge_mbm.spec import (
+    Classification,
+    Decoder,
+    Detector,
+    Encoder,
+    Head,
+    ImageSteps,
+    Input,
+    Output,
+    TokenSteps,
+    Window,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -112,7 +126,9 @@ class Chain:
                     on_call(name, inputs)
                 last = runners[name](inputs)
                 states = {state.input: np.asarray(last[state.output]) for state in component.states}
-            if last is not None:
+            if last is not None and isinstance(component, Detector):
+                outputs |= self._found(name, component, last, recording)
+            elif last is not None:
                 outputs |= {
                     f"{name}.{key}": np.asarray(last[key])[:, : self._scores(value, recording)]
                     for key, value in component.outputs.items()
@@ -130,6 +146,22 @@ class Chain:
         [output] = decoder.outputs
         return {f"{name}.{output}": np.array([self._words[name](decoding.written(tokens))])}
 
+    def _found(self, name: str, detector: Detector, given: Mapping[str, NDArray[Any]], recording: Recording) -> Arrays:
+        """The regions among a detector's candidates, as on the device."""
+        [output] = detector.outputs
+        modality, steps = self._picture(name)
+        with _fits(name, recording):
+            rows, columns = as_frame(recording.inputs[modality]).shape[:2]
+            found = find_regions(np.asarray(given[output])[0], RegionRules.of(detector), steps, (rows, columns))
+        return {f"{name}.{output}": found.regions[None]}
+
+    def _picture(self, name: str) -> tuple[str, ImageSteps]:
+        """The image that a detector's candidates are in; the manifest's rules have seen to it that there is one."""
+        for value in self._components[name].inputs.values():
+            if isinstance(value.preprocess, ImageSteps):
+                return value.source, value.preprocess
+        return self._picture(next(iter(self._components[name].inputs.values())).source.partition(".")[0])
+
     def _scores(self, output: Output, recording: Recording) -> int | None:
         """How many there are in a classification by the lines of a text, as on the device; None for all of them."""
         task = output.task
@@ -137,7 +169,9 @@ class Chain:
             return None
         return len(as_lines(recording.inputs[task.labels], self._lines[task.labels]))
 
-    def _calls(self, name: str, component: Encoder | Head, recording: Recording, outputs: Arrays) -> Iterator[Arrays]:
+    def _calls(
+        self, name: str, component: Encoder | Detector | Head, recording: Recording, outputs: Arrays
+    ) -> Iterator[Arrays]:
         if isinstance(component, Head):
             yield from self._head_call(name, component, recording, outputs)
             return
@@ -152,15 +186,15 @@ class Chain:
             yield prepared
 
     def _items(
-        self, name: str, component: Encoder, recording: Recording, outputs: Arrays
+        self, name: str, component: Encoder | Detector, recording: Recording, outputs: Arrays
     ) -> Iterator[Mapping[str, Any]]:
-        """What an encoder reads, or nothing if the recording lacks it; once for every window, or item of a series."""
+        """What a component reads, or nothing if the recording lacks it; once for every window, or item of a series."""
         known: dict[str, Any] = {**recording.inputs, **outputs}
         if any(value.source not in known for value in component.inputs.values()):
             return
         value = next(iter(component.inputs.values()))  # all are of one source
         with _fits(name, recording):
-            if component.window is None:
+            if isinstance(component, Detector) or component.window is None:
                 items: Iterable[Any] = in_turn(known[value.source], value)
             elif len(value.tensor.shape) == 5:
                 items = _clips(as_video(known[value.source]), component.window)

@@ -15,7 +15,7 @@ import numpy as np
 from edge_mbm.errors import EdgeMbmError, RecipeError
 from edge_mbm.export.chain import Arrays
 from edge_mbm.export.place import place
-from edge_mbm.export.recipe import DecoderRecipe, HeadRecipe, Recipe
+from edge_mbm.export.recipe import EncoderRecipe, Recipe
 from edge_mbm.export.recordings import import_function
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def load_metrics(recipe: Recipe) -> dict[str, Metric]:
     """
     found: dict[str, Metric] = {}
     for name, component in recipe.components.items():
-        if isinstance(component, HeadRecipe | DecoderRecipe) and component.metric is not None:
+        if not isinstance(component, EncoderRecipe) and component.metric is not None:
             function: Any = import_function(component.metric, f"components.{name}.metric")
             found[name] = Metric(name, tuple(component.outputs), component.metric, function)
     return found

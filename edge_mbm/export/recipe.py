@@ -46,6 +46,7 @@ __all__ = [
     "CalibrationSet",
     "ComponentRecipe",
     "DecoderRecipe",
+    "DetectorRecipe",
     "EncoderRecipe",
     "HeadRecipe",
     "HuggingFaceModel",
@@ -237,6 +238,17 @@ class _AnsweringRecipe(_ComponentRecipe, frozen=True, kw_only=True):
     float32[recordings, ...], a decoder's to str[recordings]; ``labels`` is what the recordings have."""
 
 
+class DetectorRecipe(_AnsweringRecipe, frozen=True, kw_only=True, tag="detector", tag_field="kind"):
+    """An image, or maps made of one, to regions: see ``spec.Detector`` for what the module gives.
+
+    A ``metric`` gets float32[recordings, max_regions, 5 + 2 * landmarks], in pixels of the frames.
+    """
+
+    max_regions: PositiveInt
+    score_threshold: float = 0.5
+    iou_threshold: Annotated[float, Meta(gt=0, le=1)] = 0.3
+
+
 class DecoderRecipe(_AnsweringRecipe, frozen=True, kw_only=True, tag="decoder", tag_field="kind"):
     """Embeddings to text, token by token: see ``spec.Decoder`` for what the module computes, one step at a time.
 
@@ -262,7 +274,7 @@ class HeadRecipe(_AnsweringRecipe, frozen=True, kw_only=True, tag="head", tag_fi
     """Modalities in the order of the mask's columns; empty if the head has no mask."""
 
 
-ComponentRecipe: TypeAlias = EncoderRecipe | DecoderRecipe | HeadRecipe
+ComponentRecipe: TypeAlias = EncoderRecipe | DetectorRecipe | DecoderRecipe | HeadRecipe
 
 
 class Require(Struct, frozen=True):

@@ -11,13 +11,22 @@ from msgspec.structs import replace
 
 from edge_mbm.errors import ManifestError, RecipeError
 from edge_mbm.export.origin import Origin
-from edge_mbm.export.recipe import ComponentRecipe, DecoderRecipe, EncoderRecipe, InputRecipe, Recipe, StateRecipe
+from edge_mbm.export.recipe import (
+    ComponentRecipe,
+    DecoderRecipe,
+    DetectorRecipe,
+    EncoderRecipe,
+    InputRecipe,
+    Recipe,
+    StateRecipe,
+)
 from edge_mbm.spec import (
     Asset,
     AudioModality,
     Classification,
     Decision,
     Decoder,
+    Detector,
     Encoder,
     FileEntry,
     Head,
@@ -45,7 +54,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Skeleton", "make_skeleton", "running_order"]
 
-Skeleton: TypeAlias = Encoder | Decoder | Head
+Skeleton: TypeAlias = Encoder | Detector | Decoder | Head
 """A component whose variants are not there yet."""
 
 _BATCH = 2  # not 1, which exporters take for a constant
@@ -167,6 +176,16 @@ def _assemble(
             gate=component.gate,
             utterances=component.utterances,
             max_gap_ns=component.max_gap_ns,
+        )
+    if isinstance(component, DetectorRecipe):
+        return Detector(
+            inputs=inputs,
+            outputs=outputs,
+            variants={},
+            states=states,
+            max_regions=component.max_regions,
+            score_threshold=component.score_threshold,
+            iou_threshold=component.iou_threshold,
         )
     if isinstance(component, DecoderRecipe):
         return Decoder(

@@ -4,6 +4,7 @@ from edge_mbm.preprocess.audio import LogMel, as_array, as_utterance, as_wavefor
 from edge_mbm.preprocess.decoding import Decoding, Scored, Stepper
 from edge_mbm.preprocess.frames import FrameFitter, FramesPreprocessor, WindowFrames, as_video, frame_windows
 from edge_mbm.preprocess.image import ImagePreprocessor, as_frame
+from edge_mbm.preprocess.regions import RegionRules, find_regions
 from edge_mbm.preprocess.series import in_turn
 from edge_mbm.preprocess.steps import Preprocessor, build_preprocessor
 from edge_mbm.preprocess.text import Detokenizer, TextPreprocessor, as_lines, as_text
@@ -16,6 +17,7 @@ __all__ = [
     "ImagePreprocessor",
     "LogMel",
     "Preprocessor",
+    "RegionRules",
     "Scored",
     "Stepper",
     "TextPreprocessor",
@@ -28,6 +30,7 @@ __all__ = [
     "as_video",
     "as_waveform",
     "build_preprocessor",
+    "find_regions",
     "frame_windows",
     "in_turn",
     "mel_filterbank",

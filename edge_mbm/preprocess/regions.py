@@ -12,8 +12,9 @@ from edge_mbm.preprocess.image import fit_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from typing_extensions import Self
 
-    from edge_mbm.spec import ImageSteps
+    from edge_mbm.spec import Detector, ImageSteps
 
 __all__ = ["Found", "RegionRules", "find_regions"]
 
@@ -32,7 +33,17 @@ class RegionRules:
     score_threshold: float = 0.5
     iou_threshold: float = 0.3
 
+    @classmethod
+    def of(cls, detector: Detector) -> Self:
+        """As a manifest's detector says."""
+        return cls(
+            max_regions=detector.max_regions,
+            score_threshold=detector.score_threshold,
+            iou_threshold=detector.iou_threshold,
+        )
+
     def __post_init__(self) -> None:
+        """Raise InputError for a number out of range."""
         if self.max_regions < 1 or not 0 < self.iou_threshold <= 1:
             raise InputError("max_regions is at least 1, and iou_threshold above 0 and at most 1")
 

@@ -12,6 +12,7 @@ from edge_mbm.runtime.live import Live, open_live
 from edge_mbm.runtime.result import (
     ClassificationOutput,
     EmbeddingOutput,
+    RegionsOutput,
     RegressionOutput,
     Result,
     Segment,
@@ -36,6 +37,7 @@ __all__ = [
     "MonotonicClock",
     "OnnxRuntimeEngine",
     "Piece",
+    "RegionsOutput",
     "RegressionOutput",
     "Result",
     "Sample",

@@ -12,7 +12,7 @@ from edge_mbm.preprocess import as_lines
 from edge_mbm.runtime.align import Aligner, Match
 from edge_mbm.runtime.component import ComponentRunner
 from edge_mbm.runtime.frames import FrameTimes
-from edge_mbm.runtime.result import Result, TaskOutput, TextOutput, interpret
+from edge_mbm.runtime.result import RegionsOutput, Result, TaskOutput, TextOutput, interpret
 from edge_mbm.runtime.status import HeadStatus
 from edge_mbm.spec import Component, Head, Input, Timing
 
@@ -249,7 +249,7 @@ class Relay(Answering):
     def _interpret(self, outputs: Mapping[str, Any]) -> dict[str, TaskOutput]:
         return {
             key: value
-            if isinstance(value, TextOutput)
+            if isinstance(value, TextOutput | RegionsOutput)
             else interpret(self._component.outputs[key], value, (), f"'{self.name}.{key}'")
             for key, value in outputs.items()
         }

@@ -18,6 +18,7 @@ __all__ = [
     "RUNNABLE_TASKS",
     "ClassificationOutput",
     "EmbeddingOutput",
+    "RegionsOutput",
     "RegressionOutput",
     "Result",
     "Segment",
@@ -104,7 +105,34 @@ class TextOutput(Struct, frozen=True, eq=False):
         return {"text": self.text, "score": self.score, "is_complete": self.is_complete}
 
 
-TaskOutput: TypeAlias = ClassificationOutput | EmbeddingOutput | RegressionOutput | SequenceOutput | TextOutput
+class RegionsOutput(Struct, frozen=True, eq=False):
+    """Where a detector found something in the frame, the surest first."""
+
+    boxes: NDArray[np.float32]
+    """float32[n, 4]: x0, y0, x1, y1 in pixels of the frame, within it."""
+    scores: NDArray[np.float32]
+    """float32[n]."""
+    landmarks: NDArray[np.float32]
+    """float32[n, landmarks, 2]: x, y in pixels of the frame; they may lie outside."""
+    left_out: int
+    """How many more there were than it may give (``Detector.max_regions``)."""
+    padded: NDArray[np.float32]
+    """float32[1, max_regions, 5 + 2 * landmarks]: all of it, as those get it who read it, with zeros after the last."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        regions = zip(self.boxes.tolist(), self.scores.tolist(), self.landmarks.tolist(), strict=True)
+        return {
+            "regions": [{"box": box, "score": score, "landmarks": marks} for box, score, marks in regions],
+            "left_out": self.left_out,
+        }
+
+
+TaskOutput: TypeAlias = (
+    ClassificationOutput | EmbeddingOutput | RegionsOutput | RegressionOutput | SequenceOutput | TextOutput
+)
+    RegionsOutput | ClassificationOutput | EmbeddingOutput | RegressionOutput | SequenceOutput | TextOutput
+)
 
 
 class Segment(Struct, frozen=True):

@@ -28,12 +28,13 @@ from edge_mbm.preprocess import (
 from edge_mbm.runtime.align import Aligner, Match
 from edge_mbm.runtime.component import About, ComponentRunner, Encoded, Node
 from edge_mbm.runtime.decode import GREEDY, DecodeOptions, DecoderRunner, Piece
+from edge_mbm.runtime.detect import DetectorRunner
 from edge_mbm.runtime.engine import Engine, EngineLoader, OnnxRuntimeEngine
 from edge_mbm.runtime.feed import FOREVER, Feed
 from edge_mbm.runtime.frames import FrameWindows, Stream, VideoStream, frame_times, video_stream
 from edge_mbm.runtime.head import Answering, HeadNode, Prompts, Relay
 from edge_mbm.runtime.plan import Planned, choose_heads, needed_by, plan
-from edge_mbm.runtime.result import Result
+from edge_mbm.runtime.result import RegionsOutput, Result
 from edge_mbm.runtime.ring import AudioRing
 from edge_mbm.runtime.status import EncoderStatus, HeadStatus
 from edge_mbm.runtime.stream import MAX_SLIP_NS, AudioStream, FrameSlot, FrameStream
@@ -43,6 +44,7 @@ from edge_mbm.spec import (
     Classification,
     Component,
     Decoder,
+    Detector,
     Encoder,
     Head,
     ImageModality,
@@ -538,13 +540,18 @@ class Session:
             engine = load(planned.name, planned.component, bundle.read(planned.graph))
             undo.callback(engine.close)
             assets = _assets(bundle, planned.component)
-            if isinstance(planned.component, Decoder):
-                options = self.options.decoding
-                runner: ComponentRunner = DecoderRunner(planned.name, planned.component, engine, assets, options)
-            else:
-                runner = ComponentRunner(planned.name, planned.component, engine, assets)
-            runners[planned.name] = runner
+            runners[planned.name] = self._make_runner(planned, engine, assets)
         return runners
+
+    def _make_runner(self, planned: Planned, engine: Engine, assets: Mapping[str, bytes]) -> ComponentRunner:
+        name, component = planned.name, planned.component
+        if isinstance(component, Decoder):
+            return DecoderRunner(name, component, engine, assets, self.options.decoding)
+        if isinstance(component, Detector):
+            picture = self.manifest.picture_of(name)
+            assert picture is not None  # Manifest.check demands one
+            return DetectorRunner(name, component, engine, assets, picture)
+        return ComponentRunner(name, component, engine, assets)
 
     def _make_streams(self) -> dict[str, Stream]:
         used = {value.source for planned in self.plan for value in planned.component.inputs.values()}
@@ -743,7 +750,8 @@ class Session:
             result, outputs = head.infer(known, stages)
             known.update({f"{head.name}.{key}": value for key, value in outputs.items()})
             results.append(structs.replace(result, age=perf_counter_ns() - started))
-        return results, {key: value for key, value in known.items() if "." in key}
+        found = {key: value for key, value in known.items() if "." in key}
+        return results, {k: v.padded if isinstance(v, RegionsOutput) else v for k, v in found.items()}
 
     def _encode_once(self, runner: ComponentRunner, known: dict[str, Any], stages: dict[str, int]) -> None:
         """Encode what is known, if the encoder's input is; its streaming state is left as it was."""

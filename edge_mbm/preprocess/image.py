@@ -13,7 +13,7 @@ from edge_mbm.spec import ImageSteps
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["ImagePreprocessor", "as_frame"]
+__all__ = ["ImagePreprocessor", "as_frame", "fit_of"]
 
 # ITU-R BT.601 luma in 15-bit fixed point, rounded to nearest.
 _LUMA = np.array([9798, 19235, 3735], dtype=np.uint32)
@@ -87,20 +87,49 @@ def as_frame(data: object) -> NDArray[np.uint8]:
 def _center_crop(frame: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     """The largest centred part with the target's aspect ratio."""
     rows, columns = frame.shape[:2]
-    keep_rows = min(rows, max(1, round(columns * height / width)))
-    keep_columns = min(columns, max(1, round(rows * width / height)))
+    keep_rows, keep_columns = _kept(rows, columns, height, width)
     top, left = (rows - keep_rows) // 2, (columns - keep_columns) // 2
     return frame[top : top + keep_rows, left : left + keep_columns]
 
 
+def _kept(rows: int, columns: int, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of a frame that a centre crop keeps."""
+    return min(rows, max(1, round(columns * height / width))), min(columns, max(1, round(rows * width / height)))
+
+
 def _letterbox(frame: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     """The whole frame, centred, with black bars."""
-    scale = min(height / frame.shape[0], width / frame.shape[1])
-    rows, columns = max(1, round(frame.shape[0] * scale)), max(1, round(frame.shape[1] * scale))
+    rows, columns = _filled(frame.shape[0], frame.shape[1], height, width)
     result = np.zeros((height, width, frame.shape[2]), np.uint8)
     top, left = (height - rows) // 2, (width - columns) // 2
     result[top : top + rows, left : left + columns] = _resize(frame, rows, columns)
     return result
+
+
+def _filled(rows: int, columns: int, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of a letterboxed image that the frame fills."""
+    scale = min(height / rows, width / columns)
+    return max(1, round(rows * scale)), max(1, round(columns * scale))
+
+
+def fit_of(steps: ImageSteps, rows: int, columns: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Where in a frame the pixels of the fitted image lie: frame = image * scale + shift.
+
+    Args:
+        steps: target size and fit.
+        rows: of the frame.
+        columns: of the frame.
+
+    Returns:
+        (scale, shift) along x, then along y, in pixels whose first begins at 0.
+    """
+    height, width = steps.height, steps.width
+    if steps.fit == "letterbox":
+        filled_rows, filled_columns = _filled(rows, columns, height, width)
+        x, y = columns / filled_columns, rows / filled_rows
+        return (x, -((width - filled_columns) // 2) * x), (y, -((height - filled_rows) // 2) * y)
+    kept_rows, kept_columns = _kept(rows, columns, height, width) if steps.fit == "crop" else (rows, columns)
+    return (kept_columns / width, (columns - kept_columns) // 2), (kept_rows / height, (rows - kept_rows) // 2)
 
 
 def _resize(frame: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

@@ -142,7 +142,7 @@ class Aligner:
     @property
     def horizon(self) -> int | None:
         """The oldest time it may still ask the encoders about: its oldest pivot's, waiting or to come; None if any."""
-        return self._pending[0].t if self._pending else self.pivot_feed.stream.bound
+        return self._pending[0].t if self._pending else self.pivot_feed.horizon
 
     @property
     def waiting(self) -> int | None:

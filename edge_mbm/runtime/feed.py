@@ -63,6 +63,12 @@ class Feed:
         told = self.teller is None or self.teller.is_over
         return told and self.stream.ended and not self.has_work and not self.is_busy
 
+    @property
+    def horizon(self) -> int | None:
+        """The earliest time that an item may still have, on its way, waiting or to come, ns; None before the first."""
+        known = [t for t in (self._busy, self.part.next_end) if t is not None]
+        return min(known, default=self.stream.bound)
+
     def finish_utterance(self) -> None:
         """Where the sound has ended, and the teller has heard all of it: so has what was being said."""
         if isinstance(self.part, UtteranceRing) and self.teller is not None and self.teller.is_over:

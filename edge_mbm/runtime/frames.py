@@ -128,6 +128,13 @@ class FrameWindows:
             self._append(self._last)
         self._begin(None)
 
+    @property
+    def next_end(self) -> int | None:
+        """Time of the last frame of the next window, complete or not, ns; None before the first frame."""
+        if self._ready:
+            return self._ready[0].t
+        return None if self._anchor is None else self._time(self._start + self._window.length - 1)
+
     def waits(self, t: int) -> bool:
         """Whether a window that ends at ``t`` or before has not been taken."""
         return bool(self._ready) and self._ready[0].t <= t

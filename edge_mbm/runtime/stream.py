@@ -57,6 +57,11 @@ class FrameSlot:
         frame, self._frame = self._frame, None
         return frame
 
+    @property
+    def next_end(self) -> int | None:
+        """The waiting frame's time, ns; None if none waits."""
+        return None if self._frame is None else self._frame.t
+
     def waits(self, t: int) -> bool:
         """Whether something of time ``t`` or before is still in it."""
         return self._frame is not None and self._frame.t <= t

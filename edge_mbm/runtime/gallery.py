@@ -1,0 +1,242 @@
+"""Who is known: a file of people's embedding vectors, on the device that took them, and who a new vector is of."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from edge_mbm.errors import InputError
+from edge_mbm.preprocess import as_array
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Calibration", "Gallery", "Match", "Rate", "calibrate"]
+
+_ONE_SIDED_95 = 1.6448536269514722
+
+
+class Rate(Struct, frozen=True):
+    """How often something went wrong, and how often it may.
+
+    Args:
+        wrong: pairs that were decided wrongly.
+        pairs: how many there were.
+    """
+
+    wrong: int
+    pairs: int
+
+    @property
+    def share(self) -> float:
+        """Of the pairs, 0..1."""
+        return self.wrong / self.pairs
+
+    @property
+    def bound(self) -> float:
+        """What the true rate is below with 95 % confidence: Wilson's score bound, for pairs that are independent.
+
+        With nothing wrong it is about 2.7 / pairs, so that few pairs never promise much.
+        """
+        z2 = _ONE_SIDED_95**2
+        centre = self.share + z2 / (2 * self.pairs)
+        spread = math.sqrt(z2 * (self.share * (1 - self.share) + z2 / (4 * self.pairs)) / self.pairs)
+        return min(1.0, (centre + spread) / (1 + z2 / self.pairs))
+
+
+class Calibration(Struct, frozen=True, kw_only=True):
+    """A threshold, and what was measured at it.
+
+    Args:
+        threshold: distance up to which two vectors are of one person.
+        false_accept: pairs of two people that were taken for one.
+        false_reject: pairs of one person that were taken for two.
+    """
+
+    threshold: float
+    false_accept: Rate
+    false_reject: Rate
+
+
+class Match(Struct, frozen=True):
+    """Who it is, and how far the nearest of the person's vectors is (Euclidean)."""
+
+    name: str
+    distance: float
+
+
+class _File(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    model: str
+    people: dict[str, list[list[float]]]
+    calibration: Calibration | None = None
+
+
+def calibrate(genuine: object, impostor: object) -> Calibration:
+    """The threshold at which the two rates of mistakes sum to the least; midway between the distances beside it.
+
+    Args:
+        genuine: distances between vectors of one person, [pairs].
+        impostor: distances between vectors of two people, [pairs].
+
+    Raises:
+        InputError: one of them is empty, or a distance is negative or not finite.
+    """
+    same, other = _distances(genuine, "genuine"), _distances(impostor, "impostor")
+    steps = np.unique(np.concatenate([same, other]))
+    candidates = np.concatenate([[steps[0] / 2], (steps[1:] + steps[:-1]) / 2, [steps[-1]]])
+    accepted = np.searchsorted(other, candidates, side="right")
+    rejected = len(same) - np.searchsorted(same, candidates, side="right")
+    best = int((accepted / len(other) + rejected / len(same)).argmin())
+    return Calibration(
+        threshold=float(candidates[best]),
+        false_accept=Rate(int(accepted[best]), len(other)),
+        false_reject=Rate(int(rejected[best]), len(same)),
+    )
+
+
+class Gallery:
+    """People's vectors in one file that only its owner may read; every change is on the disk when a call returns.
+
+    The file is JSON: of each person the name and the vectors. No photo is kept. A person who is deleted is in no later
+    version of the file; copies that somebody else made of it, such as backups, are theirs to erase.
+
+    Args:
+        path: the file; made by the first change if it is not there.
+        model: the sha256 of the graph that gives the vectors. Those of another are not comparable.
+
+    Raises:
+        InputError: the file is no gallery, or its vectors are another model's.
+    """
+
+    def __init__(self, path: str | Path, model: str) -> None:
+        self.path = Path(path)
+        self._file = _read(self.path, model)
+
+    @property
+    def people(self) -> Mapping[str, int]:
+        """How many vectors there are of each person, by name."""
+        return {name: len(vectors) for name, vectors in sorted(self._file.people.items())}
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The threshold and its rates, if there is one."""
+        return self._file.calibration
+
+    def enrol(self, name: str, vectors: object) -> None:
+        """Add vectors of a person, who may be known already.
+
+        Args:
+            name: not empty, without line breaks or other control characters.
+            vectors: one or more, float[n, width] or float[width].
+
+        Raises:
+            InputError: the name or a vector cannot be used, or they are not as wide as those of the others.
+            OSError: the file cannot be written.
+        """
+        if not name.strip() or not name.isprintable():
+            raise InputError(f"{name!r} cannot be a person's name: it must be printable and not empty")
+        rows = self._checked(np.atleast_2d(as_array(vectors)))
+        known = self._file.people
+        self._write(people={**known, name: [*known.get(name, []), *rows.tolist()]})
+
+    def delete(self, name: str) -> None:
+        """Erase a person: the file is written anew without the name and the vectors.
+
+        Raises:
+            InputError: nobody has that name.
+            OSError: the file cannot be written.
+        """
+        if name not in self._file.people:
+            raise InputError(f"nobody in {self.path} is called {name!r}: there are {list(self.people)}")
+        self._write(people={key: value for key, value in self._file.people.items() if key != name})
+
+    def set_calibration(self, calibration: Calibration) -> None:
+        """Keep a threshold with the rates measured at it; raises OSError if the file cannot be written."""
+        self._write(calibration=calibration)
+
+    def identify(self, vector: object) -> Match | None:
+        """Whose vector it is.
+
+        Args:
+            vector: float[width].
+
+        Returns:
+            The person with the nearest vector; None if it is farther than the threshold, or nobody is enrolled.
+
+        Raises:
+            InputError: the vector cannot be used, or the gallery has people but no threshold.
+        """
+        value = self._checked(as_array(vector)[None])[0]
+        if not self._file.people:
+            return None
+        if self._file.calibration is None:
+            raise InputError(f"{self.path} has no threshold: calibrate it with pairs of one and of two people")
+        match = min((_nearest(name, rows, value) for name, rows in self._file.people.items()), key=_distance)
+        return match if match.distance <= self._file.calibration.threshold else None
+
+    def _checked(self, rows: NDArray[Any]) -> NDArray[np.float64]:
+        if rows.ndim != 2 or 0 in rows.shape or rows.dtype.kind not in "fiu" or not np.isfinite(rows).all():
+            raise InputError(f"vectors are finite float[n, width], got {rows.dtype}{list(rows.shape)}")
+        width = next((len(vectors[0]) for vectors in self._file.people.values()), rows.shape[1])
+        if rows.shape[1] != width:
+            raise InputError(f"the vectors in {self.path} have {width} numbers, this one has {rows.shape[1]}")
+        return rows.astype(np.float64)
+
+    def _write(self, **changes: Any) -> None:
+        fresh = msgspec.structs.replace(self._file, **changes)
+        _write_privately(self.path, msgspec.json.encode(fresh))
+        self._file = fresh
+
+
+def _read(path: Path, model: str) -> _File:
+    try:
+        file = msgspec.json.decode(path.read_bytes(), type=_File)
+    except FileNotFoundError:
+        return _File(model=model, people={})
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path} is not a gallery that can be read: {error}") from None
+    if file.model != model:
+        raise InputError(f"{path} was made with the model {file.model[:12]}, not {model[:12]}: enrol everybody anew")
+    widths = {len(vector) for vectors in file.people.values() for vector in vectors}
+    if len(widths) > 1 or 0 in widths or not all(file.people.values()):
+        raise InputError(f"{path} is not a gallery that can be read: people without vectors, or of different widths")
+    return file
+
+
+def _write_privately(path: Path, content: bytes) -> None:
+    """Whole or not at all; mkstemp makes files with mode 0600."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+
+
+def _nearest(name: str, rows: list[list[float]], value: NDArray[np.float64]) -> Match:
+    return Match(name, float(np.linalg.norm(np.array(rows) - value, axis=1).min()))
+
+
+def _distance(match: Match) -> float:
+    return match.distance
+
+
+def _distances(values: object, which: str) -> NDArray[np.float64]:
+    found = np.sort(np.asarray(values, np.float64).ravel())
+    if not len(found) or not np.isfinite(found).all() or found[0] < 0:
+        raise InputError(f"{which} distances must be finite, not negative, and at least one; got {len(found)}")
+    return found

@@ -1,4 +1,4 @@
-"""What a caption bundle says of held-out scenes, as a picture: each word as likely as its colour is dark.
+"""What a caption bundle says of held-out scenes, as a picture: the frames, and each word with its probability.
 
     PYTHONPATH=examples python scripts/caption_picture.py captions.mbm docs/pictures/captions.png
 

@@ -86,14 +86,14 @@ def everything() -> dict[str, Any]:
             "faces": {
                 "kind": "detector",
                 "inputs": {"image": {"source": "image", "tensor": frame, "preprocess": crop}},
-                "outputs": {"boxes": {"tensor": tensor(1, 4, 5), "task": {"task": "regions", "landmarks": 5}}},
+                "outputs": {"boxes": {"tensor": tensor(1, 4, 15), "task": {"task": "regions", "landmarks": 5}}},
                 "variants": variants(),
                 "max_regions": 4,
                 "score_threshold": 0.3,
             },
             "face_encoder": {
                 "kind": "encoder",
-                "inputs": {"crops": {"source": "faces.boxes", "tensor": tensor(1, 4, 5), "preprocess": crop}},
+                "inputs": {"crops": {"source": "faces.boxes", "tensor": tensor(1, 4, 15), "preprocess": crop}},
                 "outputs": {"vector": {"tensor": tensor("n", 16), "task": {"task": "embedding", "normalized": True}}},
                 "variants": kinds,
             },

@@ -54,7 +54,7 @@ class DetectorRunner(ComponentRunner):
         regions = RegionsOutput(
             boxes=known[:, :4],
             scores=known[:, 4],
-            landmarks=known[:, 5:].reshape(len(known), -1, 2),
+            landmarks=known[:, 5:].reshape(len(known), (known.shape[1] - 5) // 2, 2),
             left_out=found.left_out,
             padded=found.regions[None],
         )

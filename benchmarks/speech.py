@@ -168,7 +168,7 @@ def plot(bundle: str, path: Path) -> None:
             wave.axvspan(result.segment.start / 1e9, result.segment.end / 1e9, color="tab:blue", alpha=0.15)
         texts.plot([result.segment.start / 1e9, known], [-row, -row], color=colour, linewidth=1.5)
         texts.text(known, -row, f" {output.text.strip()}", color=colour, fontsize=7, va="center")
-    texts.set(yticks=[], ylabel="text, where it was known", xlabel="s", xlim=(0, len(sound) / speech.RATE * 1.45))
+    texts.set(yticks=[], ylabel="text, where it was known", xlabel="s", xlim=(0, len(sound) / speech.RATE * 1.95))
     figure.savefig(path, dpi=110)
 
 

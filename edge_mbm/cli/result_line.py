@@ -53,8 +53,11 @@ class ResultLine:
         prepared = sum(t for stage, t in result.stage_ns.items() if stage.startswith("preprocess."))
         inside = [prepared, compute_time(result) - prepared]
         times = [result.age, *inside, result.stage_ns.get("wait", 0)] if self._realtime else inside
-        answer = ", ".join(_answers(result)) + ("" if result.segment is None or result.segment.is_final else " ...")
-        shown = answer if len(answer) <= _WIDEST else answer[: _WIDEST - 3] + "..."
+        is_over = result.segment is None or result.segment.is_final
+        answer = ", ".join(_answers(result)) + ("" if is_over else " ...")
+        # What was said is worth a line that is out of step; what is still being said is not.
+        says = is_over and any(isinstance(output, TextOutput) for output in result.outputs.values())
+        shown = answer if says or len(answer) <= _WIDEST else answer[: _WIDEST - 3] + "..."
         return self._join(
             (f"{(result.t_capture - self._origin) / 1e9:.3f}", result.head, shown),
             [f"{t / 1e6:.2f}" for t in times],

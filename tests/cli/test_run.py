@@ -18,7 +18,7 @@ from edge_mbm.cli.result_line import ResultLine
 from edge_mbm.cli.run_report import RunReport, print_report
 from edge_mbm.cli.terminal import human
 from edge_mbm.runtime import Bundle, ClassificationOutput, EmbeddingOutput, RegressionOutput, Result, load
-from edge_mbm.runtime.result import TaskOutput
+from edge_mbm.runtime.result import RegionsOutput, Segment, TaskOutput, TextOutput
 from edge_mbm.runtime.summary import RunSummary
 from edge_mbm.testing import tiny_bundle
 
@@ -291,6 +291,26 @@ def test_vectors_and_quantities_are_shown(bundle: Bundle, output: TaskOutput, sh
     """The first few values of an embedding; a regression with its unit."""
     line = ResultLine(bundle, ["event"], origin=0, realtime=False).line(result(output))
     assert f"event  {shown} " in line
+
+
+def test_what_was_said_is_shown_whole(bundle: Bundle) -> None:
+    """However long; of what is still being said only the beginning, marked as such."""
+    said = TextOutput("so " * 40, (1,), -0.1, is_complete=True)
+    over, going_on = (result(said, segment=Segment(0, 1, is_final=final)) for final in (True, False))
+    lines = ResultLine(bundle, ["event"], origin=0, realtime=False)
+    assert said.text in lines.line(over)
+    assert said.text not in lines.line(going_on)
+    assert "so ..." in lines.line(going_on)
+
+
+def test_regions_are_counted_and_the_surest_is_placed(bundle: Bundle) -> None:
+    """By its middle and size; none is an answer too, and so is how many were left out."""
+    boxes = np.array([[10, 20, 30, 60], [0, 0, 5, 5]], np.float32)
+    scores, marks = np.array([0.91, 0.6], np.float32), np.zeros((2, 0, 2), np.float32)
+    lines = ResultLine(bundle, ["event"], origin=0, realtime=False)
+    for count, left_out, shown in ((2, 0, "2: 0.91 at 20, 40, 20 x 40"), (2, 3, "2 of 5: 0.91"), (0, 0, "none")):
+        found = RegionsOutput(boxes[:count], scores[:count], marks[:count], left_out, np.zeros((1, 2, 5), np.float32))
+        assert f"event  {shown}" in lines.line(result(found))
 
 
 def test_several_outputs_are_told_apart(bundle: Bundle) -> None:

@@ -2,7 +2,6 @@
 
     edge-mbm demo digest
     edge-mbm demo digest film.mp4 --query "people on the street" --most 5 -o film.html
-    edge-mbm demo digest rtsp://camera/live --for 600
 
 The first time it exports three bundles, which takes most of an hour. Without a video it joins three clips whose cuts
 are known, and says how many of them were found.

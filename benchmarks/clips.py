@@ -92,7 +92,7 @@ def plot(found: Sequence[Score], path: Path) -> None:
     strips.imshow(_strips(), cmap="gray", vmin=0, vmax=255)
     strips.set_axis_off()
     for row, title in enumerate(("moves left, camera still", "still, camera turns right", "moves closer")):
-        strips.text(0, 36 * row - 1, title, fontsize=8, va="bottom")
+        strips.text(2, 36 * row + 6, title, fontsize=7, va="top", color="white")
     for head, color in zip(HEADS, ("C0", "C1", "C7"), strict=True):
         for given, style in (("both", "-"), ("gyroscope missing", "--")):
             line = [score for score in found if (score.head, score.given) == (head, given)]

@@ -226,8 +226,13 @@ class Chain:
 
 
 def _clips(frames: NDArray[np.uint8], window: Window) -> Iterator[list[NDArray[np.uint8]]]:
-    """Windows of a video's frames."""
-    return ([frames[index] for index in found.indices] for found in frame_windows(len(frames), window))
+    """Windows of a video's frames.
+
+    Raises:
+        InputError: there are too few for one.
+    """
+    windows = list(frame_windows(len(frames), window))  # now, so that it is said of which recording
+    return ([frames[index] for index in found.indices] for found in windows)
 
 
 def _windows(samples: NDArray[np.float32], window: Window) -> Iterator[NDArray[np.float32]]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import NamedTuple
 
 import numpy as np
 from moving_digits.world import MOTIONS, RATE, Drift, digits, draw
@@ -21,8 +22,16 @@ from numpy.typing import NDArray
 import edge_mbm
 from edge_mbm.runtime.sources import CallableSource, SensorSource
 
-SECONDS = 2.0  # that each motion lasts
-SETTLING = 0.7  # seconds after a change in which no answer is counted: the last eight frames are of both motions
+SECONDS = 1.2  # that each motion lasts: much longer, and the digit would be out of the picture
+SETTLING = 0.6  # seconds after a change in which no answer is counted: the last eight frames are of both motions
+
+
+class Moment(NamedTuple):
+    """A motion, for how many seconds it has been going on, and how many frames it is from where it was drawn."""
+
+    drift: Drift
+    since: float
+    frames: float
 
 
 class World:
@@ -30,24 +39,28 @@ class World:
 
     def __init__(self, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
-        order = self._rng.permutation(np.tile(np.arange(len(MOTIONS)), 2))
+        order = self._rng.permutation(np.tile(np.arange(len(MOTIONS)), 3))
         self._drifts = [draw(int(motion), digits(unseen=True), self._rng) for motion in order]
+        # At a time of its own each digit is where it was drawn: were it always the same, its place would betray it.
+        self._drawn = self._rng.uniform(SETTLING, SECONDS, len(order))
         self._begun = time.monotonic_ns()
 
-    def at(self, t: int) -> tuple[Drift, float] | None:
-        """What goes on at a time, ns, and for how many seconds it has; None when all is over."""
+    def at(self, t: int) -> Moment | None:
+        """What goes on at a time, ns; None when all is over."""
         number, since = divmod((t - self._begun) / 1e9, SECONDS)
-        return (self._drifts[int(number)], since) if number < len(self._drifts) else None
+        if number >= len(self._drifts):
+            return None
+        return Moment(self._drifts[int(number)], since, (since - self._drawn[int(number)]) * RATE)
 
     def camera(self) -> NDArray[np.uint8] | None:
         """A frame, now."""
-        found = self.at(time.monotonic_ns())
-        return found and found[0].frame((found[1] - SECONDS / 2) * RATE, self._rng)
+        now = self.at(time.monotonic_ns())
+        return now and now.drift.frame(now.frames, self._rng)
 
     def gyroscope(self) -> NDArray[np.float32] | None:
         """A reading, now."""
-        found = self.at(time.monotonic_ns())
-        return found and found[0].gyroscope(self._rng)
+        now = self.at(time.monotonic_ns())
+        return now and now.drift.gyroscope(self._rng)
 
 
 def main(bundle: str, head: str = "attention", *flags: str) -> None:
@@ -61,9 +74,8 @@ def main(bundle: str, head: str = "attention", *flags: str) -> None:
             found = world.at(result.t_capture)
             if found is None or world.at(result.t_capture + 500_000_000) is None:
                 break
-            drift, since = found
-            answer, truth = result.output.as_json()["label"], MOTIONS[drift.motion]
-            if since > SETTLING:
+            answer, truth = result.output.as_json()["label"], MOTIONS[found.drift.motion]
+            if found.since > SETTLING:
                 right, asked = right + (answer == truth), asked + 1
             if (answer, truth) != last:
                 last = (answer, truth)

@@ -683,8 +683,9 @@ class Session:
                 if head.aligner.pivot_node is node and head.name not in self._disabled:
                     head.aligner.add(t)
             self._tell(name, encoded)
-        given = {f"{name}.{key}": value for key, value in encoded.outputs.items()}
-        for follower in self._followers[name]:
+        followers = self._followers[name]
+        given = {f"{name}.{key}": value for key, value in encoded.outputs.items()} if followers else {}
+        for follower in followers:
             self._encode_with(follower, {**given, **sources}, t, dict(stages), about)
 
     def _tell(self, name: str, encoded: Encoded) -> None:

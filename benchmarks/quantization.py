@@ -106,12 +106,18 @@ def main() -> int:
         rows = list(_rows(case, [peer for peer in options.peers.split(",") if peer]))
         console.print(_table(case, rows))
         found[case.key] = [_as_json(row) for row in rows]
+        _keep(found, options.json)
     if options.fused:
         found["fused"] = _fused()
         console.print(found["fused"])
-    if options.json:
-        Path(options.json).write_text(json.dumps(found, indent=1) + "\n")
+        _keep(found, options.json)
     return 0
+
+
+def _keep(found: Mapping[str, Any], path: str | None) -> None:
+    """Write what is known so far: the whole takes hours, and may be cut off."""
+    if path:
+        Path(path).write_text(json.dumps(found, indent=1) + "\n")
 
 
 def _options() -> argparse.Namespace:

@@ -11,10 +11,17 @@ python examples/zoo/speech_embedding.py .cache/zoo
 python examples/zoo/whisper.py .cache/zoo
 python examples/zoo/faces.py .cache/zoo
 python examples/zoo/captioner.py .cache/zoo/captioner
-for recipe in export/*.toml; do
+failed=()
+for recipe in export/*.toml; do                   # one that fails does not hide the others
     name=$(basename "$recipe" .toml)
     echo "== $name"
-    edge-mbm export "$recipe" -o "nightly/$name.mbm" --json > "nightly/$name.json"
-    edge-mbm verify "nightly/$name.mbm"
+    began=$SECONDS
+    edge-mbm export "$recipe" -o "nightly/$name.mbm" --json > "nightly/$name.json" &&
+        edge-mbm verify "nightly/$name.mbm" || failed+=("$name")
+    echo "== $name: $((SECONDS - began)) s"
 done
 python benchmarks/quantization.py --fused --json nightly/quantization.json | tee nightly/quantization.txt
+if ((${#failed[@]})); then
+    echo "not exported, or not verified: ${failed[*]}" >&2
+    exit 1
+fi

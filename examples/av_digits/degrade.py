@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from av_digits.sources import RATE
 
-__all__ = ["HOLD", "Word", "lay_out", "mix", "spoil_images", "vary_voice"]
+__all__ = ["HOLD", "Word", "coloured_noise", "lay_out", "mix", "spoil_images", "vary_voice"]
 
 HOLD = RATE // 2  # samples after a word's end in which its digit is asked for
 _LEVEL = 0.08  # RMS of a word, full scale 1
@@ -124,7 +124,7 @@ def mix(words: list[Word], samples: int, rng: np.random.Generator) -> NDArray[np
     Returns:
         float32[samples], full scale +-1.
     """
-    audio = _noise(samples, rng)
+    audio = coloured_noise(samples, rng)
     audio *= _LEVEL * np.repeat([10 ** (word.noise / 20) for word in words], _spans(words, samples)).astype(np.float32)
     for word in words:
         if word.clip is not None:
@@ -144,8 +144,8 @@ def _spans(words: list[Word], samples: int) -> NDArray[np.int64]:
     return np.diff(np.array([0, *until]))
 
 
-def _noise(samples: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Noise of RMS 1 whose spectrum falls by 0 (white) to 3 dB (pink) per octave."""
+def coloured_noise(samples: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Noise of RMS 1 whose spectrum falls by 0 (white) to 3 dB (pink) per octave: float32[samples]."""
     spectrum = np.fft.rfft(rng.standard_normal(_fast(samples), np.float32))
     falling = np.maximum(1, np.arange(len(spectrum), dtype=np.float32)) ** -np.float32(rng.uniform(0, 0.5))
     noise = np.fft.irfft(spectrum * falling)[:samples].astype(np.float32)

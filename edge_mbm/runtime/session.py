@@ -449,12 +449,18 @@ class Session:
         with self._lock:
             (self._disabled.discard if on else self._disabled.add)(name)
             head.aligner.clear()
-            running = [head for head in self._heads if head.name not in self._disabled]
+            needed = self._needed_feeds()
             for encoder, feed in self._feeds.items():
-                needed = any(feed in head.aligner.feeds for head in running)
-                self._nodes[encoder].starts_anew |= not needed
+                self._nodes[encoder].starts_anew |= feed not in needed
                 # A text that comes while nobody needs it still counts when somebody does.
-                feed.switch(on=needed or isinstance(self.manifest.modalities[feed.stream.name], TextModality))
+                is_text = isinstance(self.manifest.modalities[feed.stream.name], TextModality)
+                feed.switch(on=feed in needed or is_text)
+
+    def _needed_feeds(self) -> set[Feed]:
+        """Of the running heads, and of what tells their encoders where speech is."""
+        running = (head for head in self._heads if head.name not in self._disabled)
+        needed = {feed for head in running for feed in head.aligner.feeds}
+        return needed | {feed.teller for feed in needed if feed.teller is not None}
 
     # --- one shot ----------------------------------------------------------------------------------------------------
 

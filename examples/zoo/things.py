@@ -6,7 +6,7 @@ learnt from it. Who speaks:
 | voice | what is said | of which names |
 |---|---|---|
 | awb, a synthesizer | "This is a toucan." | those that may be learnt from |
-| slt and rms, two other synthesizers | the same | those that are held out |
+| slt, another | the same | those that are held out |
 | a person, in the stamps' package | "toucan" | 65 animals, of both halves |
 
 Noise and occlusion come from generators that are seeded by what they spoil: the same at every call.
@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ import numpy as np
 from av_digits.cache import write_whole
 from av_digits.degrade import coloured_noise
 from av_digits.sources import trim
+from rich.progress import track
 
 from edge_mbm.errors import InputError, MissingDependencyError
 from zoo import speech
@@ -34,9 +35,24 @@ from zoo.stamps import Stamp, stamps
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["HUMAN", "LEVELS", "TEST", "TRAINING", "heard", "names", "person_named", "said", "sentence", "shown"]
+__all__ = [
+    "HUMAN",
+    "LEVELS",
+    "TEST",
+    "TRAINING",
+    "heard",
+    "names",
+    "noisy",
+    "person_named",
+    "said",
+    "sentence",
+    "shown",
+    "spoil",
+    "utterance",
+    "utterances",
+]
 
-TRAINING, TEST, HUMAN = ("awb",), ("slt", "rms"), "person"
+TRAINING, TEST, HUMAN = ("awb",), ("slt",), "person"
 LEVELS: Mapping[str, float | None] = {"clean": None, "10 dB": 10.0, "0 dB": 0.0}
 """How much louder than the noise the speech is, by RMS; None without noise."""
 _AROUND = speech.RATE // 5  # samples before and after the speech
@@ -104,7 +120,7 @@ def heard(
     clips: Mapping[str, Callable[[], NDArray[np.float32]]],
     listen: Callable[[NDArray[np.float32]], str],
     kept: Path,
-    progress: Callable[[int], None] = lambda _: None,
+    what: str = "listening",
 ) -> dict[str, str]:
     """What a listener makes of each clip, in a file from then on: a second for each, which is long for thousands.
 
@@ -112,25 +128,23 @@ def heard(
         clips: name -> what gives the sound.
         listen: a recognizer of speech.
         kept: a JSON file of this listener's texts, which is written as they come.
-        progress: told how many clips are left before each that must be listened to.
+        what: said beside the progress bar.
     """
     texts: dict[str, str] = json.loads(kept.read_text()) if kept.exists() else {}
     missing = [name for name in clips if name not in texts]
-    for number, name in enumerate(missing):
-        progress(len(missing) - number)
+    for number, name in enumerate(track(missing, what, transient=True, disable=not missing)):
         texts[name] = listen(clips[name]())
         if number % _KEPT_EVERY == 0 or name == missing[-1]:
             write_whole(kept, lambda part: part.write_text(json.dumps(texts, indent=0)))
     return {name: texts[name] for name in clips}
 
 
-def utterances(chosen: Iterator[Stamp], voices: tuple[str, ...]) -> dict[str, Callable[[], NDArray[np.float32]]]:
-    """Each thing's name by each voice at each level, for ``heard``: key of ``utterance`` -> what gives the sound."""
-    once = {stamp.name: stamp for stamp in chosen}
+def utterances(chosen: Iterable[Stamp], voice: str) -> dict[str, Callable[[], NDArray[np.float32]]]:
+    """The names that a voice says, at each level, for ``heard``: ``utterance`` -> what gives the sound."""
+    named = (stamp for stamp in chosen if voice != HUMAN or person_named(stamp))
     return {
         utterance(stamp, voice, level): functools.partial(said, stamp, voice, snr_db)
-        for stamp in once.values()
-        for voice in voices
+        for stamp in {stamp.name: stamp for stamp in named}.values()
         for level, snr_db in LEVELS.items()
     }
 

@@ -193,6 +193,29 @@ def test_what_was_said_becomes_text_utterance_by_utterance(session: Session) -> 
     assert results[-1].as_json()["segment"] == {"start": 200 * MS, "end": 360 * MS, "is_final": True}
 
 
+def test_the_one_that_hears_where_speech_is_works_for_whom_it_tells(tmp_path: Path) -> None:
+    """Another head that rests does not deafen those that run; when none needs speech, nobody listens, until one does."""
+    options = SessionOptions(heads=("writer", "total"))
+    with bundle(tmp_path, reader()) as opened, opened.session(options, load_engine=engine) as session:
+
+        def hear(begin: int) -> set[str]:
+            session.push("audio", SENTENCES, begin * MS)
+            return {result.head for result in session.poll()}
+
+        def windows() -> int:
+            return next(encoder.runs for encoder in session.status()[0] if encoder.name == "voice")
+
+        session.disable("writer")
+        assert hear(0) == {"total"}
+        session.disable("total")
+        before = windows()
+        assert hear(1000) == set()
+        assert windows() == before
+        session.enable("writer")
+        assert hear(2000) == {"writer"}
+        assert windows() > before
+
+
 @pytest.mark.parametrize("chunk", [7, 10, 64, 431])
 def test_finished_texts_do_not_depend_on_how_the_sound_comes(session: Session, chunk: int) -> None:
     """Any block size: an unfinished utterance is looked at when it suits, a finished one is the same."""

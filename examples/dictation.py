@@ -10,7 +10,6 @@ people read aloud are played as if they came from a microphone. While a sentence
 from __future__ import annotations
 
 import sys
-import wave
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,15 +37,7 @@ def prepare() -> None:
     if not SOUND.exists():
         pause = np.zeros(speech.RATE, np.float32)
         read = [speech.read_wave(clip.read_bytes()) for clip in speech.read_aloud("librivox")[:3]]
-        _write(SOUND, np.concatenate([pause, *(part for clip in read for part in (clip, pause))]), speech.RATE)
-
-
-def _write(path: Path, samples: np.ndarray, rate: int) -> None:
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(rate)
-        file.writeframes((samples.clip(-1, 1) * 32767).astype(np.int16).tobytes())
+        speech.write_wave(SOUND, np.concatenate([pause, *(part for clip in read for part in (clip, pause))]))
 
 
 def listen(address: str) -> None:

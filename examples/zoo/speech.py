@@ -114,6 +114,15 @@ def read_wave(data: bytes) -> NDArray[np.float32]:
     return samples if rate == RATE else _resampled(samples, rate)
 
 
+def write_wave(path: Path, samples: NDArray[np.float32]) -> None:
+    """A mono WAV file of 16 bits at 16 kHz, of samples at full scale +-1."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes((samples.clip(-1, 1) * 32767).astype(np.int16).tobytes())
+
+
 def read_raw(path: Path) -> NDArray[np.float32]:
     """16-bit samples at 16 kHz without a header."""
     return np.fromfile(path, np.int16).astype(np.float32) / np.float32(32768)

@@ -194,7 +194,7 @@ def test_what_was_said_becomes_text_utterance_by_utterance(session: Session) -> 
 
 
 def test_the_one_that_hears_where_speech_is_works_for_whom_it_tells(tmp_path: Path) -> None:
-    """Another head that rests does not deafen those that run; when none needs speech, nobody listens, until one does."""
+    """A head that rests does not deafen those that run; when none needs speech nobody listens, until one does."""
     options = SessionOptions(heads=("writer", "total"))
     with bundle(tmp_path, reader()) as opened, opened.session(options, load_engine=engine) as session:
 

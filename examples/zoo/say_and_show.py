@@ -440,9 +440,23 @@ def agreement(bundle: str, every: int = 12) -> Iterator[str]:
             sound = things.said(stamp, voice, things.LEVELS[level])
             given = pairs(voice, level)
             for result in session.infer(image=things.shown(stamp), audio=sound):
+                check_names(result.output.labels)
                 one = logits(fitted(SEEDS[0])[result.head], result.head, given)[row]
                 same[result.head] += result.output.label == things.names()[int(one.argmax())]
     yield f"\n{bundle} gives the framework's name, of {len(asked)} pairs: {same}"
+
+
+def check_names(labels: Sequence[str]) -> None:
+    """That a bundle's labels are the names of the stamps that are installed.
+
+    Raises:
+        InputError: they are not.
+    """
+    if tuple(labels) != things.names():
+        raise InputError(
+            f"the bundle has {len(labels)} names, the stamps here have {len(things.names())}, or others: put what "
+            "zoo.things.names() gives in the recipe's labels, and export it again"
+        )
 
 
 def main(arguments: list[str]) -> int:

@@ -35,7 +35,9 @@ from edge_mbm.spec import (
     Input,
     Manifest,
     Output,
+    Present,
     Regression,
+    SensorModality,
     State,
     TensorSpec,
     Tokens,
@@ -111,6 +113,30 @@ def reader() -> dict[str, Component]:
     }
 
 
+def shower() -> dict[str, Component]:
+    """A sensor that shows a number, and a head that adds to it what was said of late, with 0.5 where nothing was."""
+    present = Present(input="present", order=("audio", "shown"))
+    return {
+        "seen": Encoder(
+            inputs={"shown": Input(source="shown", tensor=floats(1))},
+            outputs={"number": Output(tensor=floats(1), task=Embedding())},
+            variants=variants(),
+        ),
+        "joined": Head(
+            inputs={
+                "said": Input(source="text_encoder.sum", tensor=floats(1)),
+                "number": Input(source="seen.number", tensor=floats(1)),
+            },
+            outputs={"joined": Output(tensor=floats(1), task=Regression())},
+            variants=variants(),
+            pivot="shown",
+            tolerance_ns={"audio": 200 * MS},
+            deadline_ns=0,
+            present=present,
+        ),
+    }
+
+
 def compute(inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
     """All of the engines, told apart by their outputs."""
     if "speech" in outputs:
@@ -129,12 +155,17 @@ def compute(inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
         outputs["sum"][...] = inputs["ids"].sum()
     if "total" in outputs:
         outputs["total"][...] = inputs["sum"]
+    if "number" in outputs:
+        outputs["number"][...] = inputs["shown"]
+    if "joined" in outputs:
+        heard = inputs["present"][0, 0] > 0.5
+        outputs["joined"][...] = inputs["number"] + (inputs["said"] if heard else 0.5)
 
 
 def bundle(tmp_path: Path, more: Mapping[str, Component] | None = None, **fields: Any) -> edge_mbm.Bundle:
     manifest = Manifest(
         name="dictation",
-        modalities={"audio": AudioModality(sample_rate=1000)},
+        modalities={"audio": AudioModality(sample_rate=1000), **fields.pop("modalities", {})},
         components={**components(), **(more or {})},
         assets={"words": Asset(kind="tokenizer", path="words.txt")},
         files={},
@@ -260,6 +291,31 @@ def test_a_text_can_be_read_by_a_text_encoder(tmp_path: Path) -> None:
         "writer": {"text": {"text": "one two", "score": pytest.approx(-0.04, abs=0.01), "is_complete": True}},
         "total": {"total": {"values": [5.0], "unit": None}},
     }
+
+
+def test_what_is_shown_is_joined_with_what_was_said_of_late(tmp_path: Path) -> None:
+    """Pictures wait for no speech: alone before it, joined from when the text is known until it is too old."""
+    more, modalities = reader() | shower(), {"shown": SensorModality(shape=(1,))}
+    options = SessionOptions(heads=("joined",))
+    found = []
+    with (
+        bundle(tmp_path, more, modalities=modalities) as opened,
+        opened.session(options, load_engine=engine) as session,
+    ):
+        samples = np.concatenate([sound((50, 0), (45, 0.2)), np.zeros(505, np.float32)])
+        for begin in range(0, 600, 10):
+            session.push("audio", samples[begin : begin + 10], begin * MS)
+            session.push("shown", np.array([100.0], np.float32), (begin + 10) * MS)
+            found += session.poll()
+        [alone] = session.infer(shown=np.array([7.0], np.float32))
+    assert len(found) == 60
+    heard = [result for result in found if not result.missing]
+    assert {float(result.output.values[0]) for result in heard} == {105.0}  # "one two": 2 + 3
+    assert {float(result.output.values[0]) for result in found if result.missing} == {100.5}
+    assert all(result.missing in ((), ("audio",)) for result in found)
+    known = heard[-1].t_capture - 200 * MS  # when the last text was known that counted
+    assert 0 <= known - heard[0].t_capture <= 100 * MS
+    assert float(alone.output.values[0]) == 7.5
 
 
 def test_one_shot_takes_one_utterance(session: Session) -> None:

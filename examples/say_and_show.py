@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,9 +30,8 @@ TASKS = {"weighted": "photo and name", "photo": "photo alone", "speech": "name a
 
 def prepare() -> None:
     """The bundle, and the film with its sound, made once."""
-    from zoo import minilm, speech, things, whisper  # noqa: PLC0415 - they bring torch, which a device lacks
+    from zoo import minilm, speech, whisper  # noqa: PLC0415 - they bring torch, which a device lacks
     from zoo.film import write_film  # noqa: PLC0415 - as above
-    from zoo.stamps import stamps  # noqa: PLC0415 - as above
 
     FOLDER.mkdir(parents=True, exist_ok=True)
     if not BUNDLE.exists():
@@ -42,12 +42,22 @@ def prepare() -> None:
         print("exporting, once: half an hour on two cores")
         export_bundle(ROOT / "export" / "say_and_show.toml", BUNDLE)
     if not (FILM.exists() and SOUND.exists()):
-        named = [stamp for stamp in stamps() if stamp.heldout and things.person_named(stamp)]
-        chosen = list(zip(named[:: len(named) // len(SHOWN)], SHOWN, strict=False))
-        write_film(FILM, [(things.shown(stamp, spoiled=bad), stamp.name) for stamp, (_, bad) in chosen], SECONDS)
-        said = [things.said(stamp, things.HUMAN, things.LEVELS[level]) for stamp, (level, _) in chosen]
-        parts = [speech.fitted(np.pad(clip, (BEFORE * speech.RATE, 0)), SECONDS * speech.RATE) for clip in said]
-        speech.write_wave(SOUND, np.concatenate(parts))
+        takes = shown_and_said()
+        write_film(FILM, [(image, name) for name, image, _ in takes], SECONDS)
+        parts = [np.pad(sound, (BEFORE * speech.RATE, 0)) for _, _, sound in takes]
+        speech.write_wave(SOUND, np.concatenate([speech.fitted(part, SECONDS * speech.RATE) for part in parts]))
+
+
+def shown_and_said() -> list[tuple[str, Any, Any]]:
+    """Name, photograph and sound of as many things as are shown, spread over those that a person names."""
+    from zoo import things  # noqa: PLC0415 - as above
+    from zoo.stamps import stamps  # noqa: PLC0415 - as above
+
+    named = [stamp for stamp in stamps() if stamp.heldout and things.person_named(stamp)]
+    return [
+        (stamp.name, things.shown(stamp, spoiled=bad), things.said(stamp, things.HUMAN, things.LEVELS[level]))
+        for stamp, (level, bad) in zip(named[:: len(named) // len(SHOWN)], SHOWN, strict=False)
+    ]
 
 
 def stream() -> None:

@@ -35,6 +35,7 @@ from edge_mbm.errors import InputError
 from edge_mbm.models import MultimodalModel
 from edge_mbm.models.similarity import unit
 from edge_mbm.preprocess import ImagePreprocessor
+from edge_mbm.runtime.result import ClassificationOutput
 from edge_mbm.spec import ImageSteps
 from edge_mbm.training import FitOptions, fit, modality_dropout
 from zoo import speech, things, whisper, zero_shot
@@ -294,7 +295,7 @@ def confidence(learnt: Pairs, names: Tensor) -> Confidence:
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
-    optimizer.step(loss)  # type: ignore[arg-type] # it takes closures that return tensors
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
     return model
 
 
@@ -440,6 +441,7 @@ def agreement(bundle: str, every: int = 12) -> Iterator[str]:
             sound = things.said(stamp, voice, things.LEVELS[level])
             given = pairs(voice, level)
             for result in session.infer(image=things.shown(stamp), audio=sound):
+                assert isinstance(result.output, ClassificationOutput)
                 check_names(result.output.labels)
                 one = logits(fitted(SEEDS[0])[result.head], result.head, given)[row]
                 same[result.head] += result.output.label == things.names()[int(one.argmax())]

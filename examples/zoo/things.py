@@ -41,6 +41,7 @@ __all__ = [
     "TEST",
     "TRAINING",
     "heard",
+    "kinds",
     "names",
     "noisy",
     "person_named",
@@ -64,6 +65,14 @@ _KEPT_EVERY = 20
 def names() -> tuple[str, ...]:
     """What things may be called: every name of a stamp once, in a fixed order."""
     return tuple(dict.fromkeys(stamp.name for stamp in stamps()))
+
+
+def kinds(least: int) -> Mapping[str, str]:
+    """Name -> what kind of thing it is, "animals", by its stamp's folder; of kinds with ``least`` stamps or more."""
+    folders = [stamp.path.partition("/")[0] for stamp in stamps()]
+    return {
+        stamp.name: folder for stamp, folder in zip(stamps(), folders, strict=True) if folders.count(folder) >= least
+    }
 
 
 def person_named(stamp: Stamp) -> bool:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from av_digits.cache import read_arrays, write_arrays
 from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, logsigmoid
@@ -198,9 +199,18 @@ def points(texts: Sequence[str]) -> Tensor:
 
 @functools.cache
 def seen(*, heldout: bool, spoiled: bool) -> Tensor:
-    """ConSE's point of the stamps of one half, float32[stamps, D], in their order."""
+    """ConSE's point of the stamps of one half, float32[stamps, D], in their order; in the user's cache from then on."""
+    which = f"{'heldout' if heldout else 'learnt'}-{things.spoiling() if spoiled else 'clean'}"
+    kept = cache_folder() / f"conse-lite1-{which}.npz"
+    if not kept.exists():
+        write_arrays(kept, {"points": _look(heldout=heldout, spoiled=spoiled).numpy()})
+    return torch.from_numpy(read_arrays(kept)["points"].astype(np.float32))
+
+
+def _look(*, heldout: bool, spoiled: bool) -> Tensor:
     model, prepare = zero_shot.load(), ImagePreprocessor(ImageSteps(height=zero_shot.SIDE, width=zero_shot.SIDE))
-    pictures = (prepare(things.shown(stamp, spoiled=spoiled)) for stamp in half(heldout=heldout))
+    photos = track(half(heldout=heldout), "looking at photographs", transient=True)
+    pictures = (prepare(things.shown(stamp, spoiled=spoiled)) for stamp in photos)
     with torch.inference_mode():
         found = [model.encoders["conse"](model.encoders["image"](torch.from_numpy(image))) for image in pictures]
     return torch.cat(found).clone()

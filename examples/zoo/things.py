@@ -49,6 +49,7 @@ __all__ = [
     "sentence",
     "shown",
     "spoil",
+    "spoiling",
     "utterance",
     "utterances",
 ]
@@ -99,6 +100,11 @@ def spoil(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint
     pixels[top : top + side, left : left + side] = 0.5
     pixels += _NOISE * rng.standard_normal(image.shape, np.float32)
     return np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+
+
+def spoiling() -> str:
+    """How photographs are spoiled, in a few letters: of a file's name, so that another way has another file."""
+    return f"noise{_NOISE}-hidden{_OCCLUSION}"
 
 
 def said(stamp: Stamp, voice: str, snr_db: float | None = None) -> NDArray[np.float32]:

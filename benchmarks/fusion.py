@@ -159,12 +159,14 @@ def say_and_show(seed: int) -> Task:
         labels = torch.tensor([classes.index(kind) for kind in known if kind is not None])
         return Samples({"image": given.seen[rows], "audio": given.said[rows]}, labels)
 
-    [voice] = things.TEST
+    def said(level: str, *, spoiled: bool = False) -> Samples:
+        return of_kinds(task.together(task.pairs(voice, level, spoiled=spoiled) for voice in things.TEST))
+
     return Task(
         training=of_kinds(task.training()),
         tests={
-            "clean": of_kinds(task.pairs(voice, "clean")),
-            SPOILED: of_kinds(task.pairs(voice, "10 dB", spoiled=True)),
+            "clean": said("clean"),
+            SPOILED: said("10 dB", spoiled=True),
         },
         classes=len(classes),
     )

@@ -78,11 +78,10 @@ def _say_and_show(picture: str) -> None:
     above, below = figure.subfigures(2, 1, height_ratios=[1, 0.9])
     _named(above)
     axes = below.subplots(1, 2, sharey=True)
-    [voice], names = things.TEST, ("photo", "speech", "sum", "weighted", "attention")
     for axis, spoiled in zip(axes, (False, True), strict=True):
         for place, level in enumerate(things.LEVELS):
-            found = task.rights(voice, level, spoiled=spoiled)
-            for number, name in enumerate(names):
+            found = task.rights(things.TEST, level, spoiled=spoiled)
+            for number, name in enumerate(task.METHODS):
                 share = float(found[name].mean())
                 low, high = task.wilson(round(share * found[name].shape[1]), found[name].shape[1])
                 at, reach = place + (number - 2) * 0.16, [[share - low], [high - share]]

@@ -19,7 +19,7 @@ import functools
 import itertools
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -236,6 +236,7 @@ def half(*, heldout: bool) -> list[Stamp]:
     return [stamp for stamp in stamps() if stamp.heldout == heldout]
 
 
+@functools.cache
 def pairs(voice: str, level: str, *, spoiled: bool = False) -> Pairs:
     """Each photograph with the utterance of its name by a voice, at a level of ``things.LEVELS``."""
     heldout = voice not in things.TRAINING
@@ -251,15 +252,18 @@ def pairs(voice: str, level: str, *, spoiled: bool = False) -> Pairs:
     return Pairs(seen(heldout=heldout, spoiled=spoiled)[rows], points([text for _, text in chosen]), right)
 
 
+def together(parts: Iterable[Pairs]) -> Pairs:
+    """All of them, one after the other."""
+    columns = zip(*((part.seen, part.said, part.right) for part in parts), strict=True)
+    seen, said, right = (torch.cat(column) for column in columns)
+    return Pairs(seen, said, right)
+
+
 @functools.cache
 def training() -> Pairs:
     """All that may be learnt from: at each level, with the photograph clean and spoiled."""
-    parts = [
-        pairs(voice, level, spoiled=spoiled)
-        for voice, level, spoiled in itertools.product(things.TRAINING, things.LEVELS, (False, True))
-    ]
-    seen, said, right = (torch.cat(column) for column in zip(*((p.seen, p.said, p.right) for p in parts), strict=True))
-    return Pairs(seen, said, right)
+    conditions = itertools.product(things.TRAINING, things.LEVELS, (False, True))
+    return together(pairs(voice, level, spoiled=spoiled) for voice, level, spoiled in conditions)
 
 
 # --- fitting ---------------------------------------------------------------------------------------------------------
@@ -396,9 +400,9 @@ def _stamped(*, heldout: bool) -> Iterator[Recording]:
 METHODS = ("photo", "speech", "sum", "weighted", "attention")
 
 
-def rights(voice: str, level: str, *, spoiled: bool) -> dict[str, NDArray[np.bool_]]:
+def rights(voices: Sequence[str], level: str, *, spoiled: bool) -> dict[str, NDArray[np.bool_]]:
     """Per method whether each held-out pair is named rightly; of the attention a row for each seed."""
-    given = pairs(voice, level, spoiled=spoiled)
+    given = together(pairs(voice, level, spoiled=spoiled) for voice in voices)
     found = {}
     for name in METHODS:
         made = [fitted(seed)[name] for seed in (SEEDS if name == "attention" else SEEDS[:1])]
@@ -421,15 +425,15 @@ def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def table() -> Iterator[str]:
-    """R@1 of every method, by voice, photograph and level."""
-    for voice in (*things.TEST, things.HUMAN):
-        count = len(pairs(voice, "clean").right)
-        yield f"\n{voice}: {count} photos of held-out names, {len(things.names())} names to choose from"
-        yield f"{'photo':9}{'speech':9}" + "".join(f"{name:>19}" for name in METHODS)
+    """R@1 of every method, by who speaks, photograph and level."""
+    for voices in (things.TEST, (things.HUMAN,)):
+        count = len(together(pairs(voice, "clean") for voice in voices).right)
+        yield f"\n{' and '.join(voices)}: {count} pairs of held-out names, {len(things.names())} names to choose from"
+        yield f"{'photo':9}{'speech':7}" + "".join(f"{name:>20}" for name in METHODS)
         for spoiled, level in itertools.product((False, True), things.LEVELS):
-            found = rights(voice, level, spoiled=spoiled)
-            cells = "".join(f"{_cell(found[name]):>19}" for name in METHODS)
-            yield f"{'spoiled' if spoiled else 'clean':9}{level:9}{cells}"
+            found = rights(voices, level, spoiled=spoiled)
+            cells = "".join(f"{_cell(found[name]):>20}" for name in METHODS)
+            yield f"{'spoiled' if spoiled else 'clean':9}{level:7}{cells}"
 
 
 def _cell(right: NDArray[np.bool_]) -> str:

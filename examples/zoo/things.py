@@ -6,7 +6,7 @@ learnt from it. Who speaks:
 | voice | what is said | of which names |
 |---|---|---|
 | awb, a synthesizer | "This is a toucan." | those that may be learnt from |
-| slt, another | the same | those that are held out |
+| slt and rms, two others | the same | those that are held out |
 | a person, in the stamps' package | "toucan" | 65 animals, of both halves |
 
 Noise and occlusion come from generators that are seeded by what they spoil: the same at every call.
@@ -54,7 +54,7 @@ __all__ = [
     "utterances",
 ]
 
-TRAINING, TEST, HUMAN = ("awb",), ("slt",), "person"
+TRAINING, TEST, HUMAN = ("awb",), ("slt", "rms"), "person"
 LEVELS: Mapping[str, float | None] = {"clean": None, "10 dB": 10.0, "0 dB": 0.0}
 """How much louder than the noise the speech is, by RMS; None without noise."""
 _AROUND = speech.RATE // 5  # samples before and after the speech

@@ -51,7 +51,8 @@ class TensorRTBackend:
     def load(self, name: str, component: Component, graph: bytes) -> Engine:
         """See ``Backend.load``; the graph is only run where there is no engine."""
         if self._place is None or name not in self._keys:
-            return self._else(name, "has no engine").load(name, component, graph)
+            assert self._instead is not None  # or else choosing it was an error
+            return self._instead.load(name, component, graph)
         found = self._cache.find(self._keys[name])
         if found is None:
             raise EngineError(f"the engine of '{name}' in the cache cannot be used. {_COMPILE}")

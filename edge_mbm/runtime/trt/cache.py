@@ -27,7 +27,7 @@ from edge_mbm.runtime.trt.layers import Precisions
 __all__ = ["CacheEntry", "CachedEngine", "EngineCache", "EngineKey", "EngineRecord", "Latency", "engine_folder"]
 
 _MAGIC = b"EMBMENG1"
-_LENGTH_BYTES = 4
+_LENGTH_BYTES, _DIGEST_BYTES = 4, 32
 _MOST_RECORD_BYTES = 1 << 20
 _ENGINE, _PART, _TIMING = ".engine", ".part", ".timing"
 _BLOCK = 1 << 20
@@ -147,7 +147,7 @@ class EngineCache:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or engine_folder()
-        with suppress(FileNotFoundError):
+        if os.path.lexists(self.folder):
             self._check_folder()
 
     def find(self, key: EngineKey) -> CachedEngine | None:
@@ -300,7 +300,8 @@ class EngineCache:
         try:
             with self._explain("write"):
                 with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as file:
-                    file.write(_MAGIC + len(header).to_bytes(_LENGTH_BYTES, "little") + header)
+                    file.write(_MAGIC + len(header).to_bytes(_LENGTH_BYTES, "little"))
+                    file.write(hashlib.sha256(header).digest() + header)
                     file.write(body)
                     file.flush()
                     os.fsync(file.fileno())
@@ -370,10 +371,13 @@ def _read_record(file: int, kind: type[_R]) -> _R:
     length = int.from_bytes(start[len(_MAGIC) :], "little")
     if not start.startswith(_MAGIC) or length > _MOST_RECORD_BYTES:
         raise _Refused("it is no engine of this edge-mbm")
+    digest, header = _read_bytes(file, _DIGEST_BYTES), _read_bytes(file, length)
+    if hashlib.sha256(header).digest() != digest:
+        raise _Refused("it is damaged")
     try:
-        return msgspec.json.decode(_read_bytes(file, length), type=kind)
+        return msgspec.json.decode(header, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise _Refused("it is damaged") from error
+        raise _Refused("it is of another edge-mbm") from error
 
 
 def _read_bytes(file: int, count: int) -> bytes:

@@ -10,6 +10,7 @@ thread than the one that retained it.
 from __future__ import annotations
 
 import ctypes
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -176,7 +177,7 @@ def open_cuda() -> Cuda:
         EngineError: there is no GPU, or the driver does not work.
     """
     try:
-        from pycuda import driver  # noqa: PLC0415 - optional, and only where a GPU is
+        driver: Any = importlib.import_module("pycuda.driver")
     except ImportError as error:
         remedy = (
             "pip install 'edge-mbm[tensorrt]' (it is compiled here: nvcc and CUDA's headers must be on this machine)"

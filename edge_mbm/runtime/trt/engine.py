@@ -215,7 +215,7 @@ class TensorRTEngine:
                 self._check_tensor(engine, key, spec)
 
     def _check_tensor(self, engine: Any, key: str, spec: TensorSpec) -> None:
-        dtype = str(engine.get_tensor_dtype(key)).rpartition(".")[2]
+        dtype = engine.get_tensor_dtype(key).name
         shape = tuple(engine.get_tensor_shape(key))
         sizes = zip(shape, spec.resolve(), strict=False)
         fits = len(shape) == len(spec.shape) and all(a in (-1, b) for a, b in sizes)

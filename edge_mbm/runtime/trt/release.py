@@ -239,7 +239,7 @@ def _logger(trt: Any, said: Said) -> Any:
 
         def log(self, severity: Any, message: str) -> None:
             if severity <= trt.ILogger.Severity.WARNING:
-                said(str(severity).rpartition(".")[2].lower(), message)
+                said(severity.name.lower(), message)
 
     return Logger()
 

@@ -1,4 +1,4 @@
-"""A TensorRT engine on a GPU that is not there: a fake driver with a real one's rules, and ONNX Runtime as its kernels."""
+"""A TensorRT engine on a GPU that is not there: a driver with the real one's rules, and ONNX Runtime as kernels."""
 
 from __future__ import annotations
 
@@ -135,7 +135,8 @@ def test_events_time_the_gpu(place: Place, driver: FakeDriver) -> None:
 def test_the_hosts_own_context_stays_current(place: Place, driver: FakeDriver) -> None:
     """Around load, run and close; the primary context is retained once, however many engines there are."""
     engines = [load(place) for _ in range(3)]
-    with place.cuda.current() if place.cuda else pytest.fail():
+    assert place.cuda is not None
+    with place.cuda.current():
         for engine in engines:
             engine.run({})
             assert driver.depth == 1
@@ -212,10 +213,12 @@ def test_closing_waits_for_a_run_in_another_thread(place: Place, driver: FakeDri
 
 
 def test_a_lost_gpu_is_told_and_closes_the_engine(place: Place, driver: FakeDriver) -> None:
-    """After an Xid every call of CUDA fails: that is what it is told by, with where to look; nothing hangs or crashes."""
+    """After an Xid every call of CUDA fails, by which it is told; the message says where to look."""
     engine = load(place)
     driver.lose("unspecified launch failure")
-    with pytest.raises(DeviceLostError, match=r"GPU was lost: could not run 'event': .*unspecified launch.*Xid") as info:
+    with pytest.raises(
+        DeviceLostError, match=r"GPU was lost: could not run 'event': .*unspecified launch.*Xid"
+    ) as info:
         engine.run({})
     assert info.value.exit_code == 6
     with pytest.raises(EngineError, match="after it was closed"):
@@ -246,7 +249,9 @@ def test_a_failure_that_is_not_the_gpus_end_is_an_error_with_tensorrts_reason(
 def test_an_engine_of_another_release_is_refused_with_the_remedy(make_place: Any, driver: FakeDriver) -> None:
     """With what TensorRT logged; nothing stays behind."""
     _, component, graph = part("event")
-    with pytest.raises(EngineError, match=r"10\.3\.0 does not take the engine of 'event' \(.*not compatible\).*compile"):
+    with pytest.raises(
+        EngineError, match=r"10\.3\.0 does not take the engine of 'event' \(.*not compatible\).*compile"
+    ):
         TensorRTEngine("event", component, plan_of(graph, "10.16.1"), make_place("10.3.0"))
     assert driver.bytes == {}
 
@@ -254,7 +259,10 @@ def test_an_engine_of_another_release_is_refused_with_the_remedy(make_place: Any
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"present": TensorSpec(dtype="float32", shape=(1, 3))}, r"'present' of 'event' is FLOAT\[-?1, 2\] in the engine"),
+        (
+            {"present": TensorSpec(dtype="float32", shape=(1, 3))},
+            r"'present' of 'event' is FLOAT\[-?1, 2\] in the engine",
+        ),
         ({"present": TensorSpec(dtype="int64", shape=(1, 2))}, "before 10 has no int64"),
         ({"extra": TensorSpec(dtype="float32", shape=(1, 2))}, "the manifest says .*'extra'.*export the bundle again"),
     ],
@@ -284,7 +292,8 @@ def test_two_components_do_not_wait_for_each_other(place: Place, driver: FakeDri
     """Each has a stream of its own: a run of one ends while the other's is still queued."""
     first, second = load(place), load(place, "audio_encoder")
     assert first._loaded.stream.handle != second._loaded.stream.handle
-    with place.cuda.current() if place.cuda else pytest.fail():
+    assert place.cuda is not None
+    with place.cuda.current():
         second._cuda.graphs.launch(second._loaded.graph or 0, second._loaded.stream.handle)
     before = driver.done["kernel"]
     first.run({})

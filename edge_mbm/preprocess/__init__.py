@@ -1,6 +1,7 @@
 """Host-side steps, one implementation for training, calibration and the device."""
 
 from edge_mbm.preprocess.audio import LogMel, as_array, as_utterance, as_waveform, mel_filterbank
+from edge_mbm.preprocess.crop import Crop, CropPreprocessor, crops_of
 from edge_mbm.preprocess.decoding import Decoding, Scored, Stepper
 from edge_mbm.preprocess.frames import FrameFitter, FramesPreprocessor, WindowFrames, as_video, frame_windows
 from edge_mbm.preprocess.image import ImagePreprocessor, as_frame
@@ -10,6 +11,8 @@ from edge_mbm.preprocess.steps import Preprocessor, build_preprocessor
 from edge_mbm.preprocess.text import Detokenizer, TextPreprocessor, as_lines, as_text
 
 __all__ = [
+    "Crop",
+    "CropPreprocessor",
     "Decoding",
     "Detokenizer",
     "FrameFitter",
@@ -30,6 +33,7 @@ __all__ = [
     "as_video",
     "as_waveform",
     "build_preprocessor",
+    "crops_of",
     "find_regions",
     "frame_windows",
     "in_turn",

@@ -4,7 +4,7 @@ from edge_mbm.preprocess.audio import LogMel, as_array, as_utterance, as_wavefor
 from edge_mbm.preprocess.crop import Crop, CropPreprocessor, crops_of
 from edge_mbm.preprocess.decoding import Decoding, Scored, Stepper
 from edge_mbm.preprocess.frames import FrameFitter, FramesPreprocessor, WindowFrames, as_video, frame_windows
-from edge_mbm.preprocess.image import ImagePreprocessor, as_frame
+from edge_mbm.preprocess.image import ImagePreprocessor, as_frame, import_cv2
 from edge_mbm.preprocess.regions import RegionRules, find_regions
 from edge_mbm.preprocess.series import in_turn
 from edge_mbm.preprocess.steps import Preprocessor, build_preprocessor
@@ -36,6 +36,7 @@ __all__ = [
     "crops_of",
     "find_regions",
     "frame_windows",
+    "import_cv2",
     "in_turn",
     "mel_filterbank",
 ]

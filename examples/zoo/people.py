@@ -148,10 +148,10 @@ def altered(
     """
     rows, columns = photo.shape[:2]
     if form == FORMS[0]:
-        return photo, np.eye(3)[:2]
+        return photo, np.eye(2, 3)
     turn = cv2.getRotationMatrix2D((columns / 2, rows / 2), rng.uniform(-8, 8), rng.uniform(0.9, 1.1))
     moved = cv2.warpAffine(photo, turn, (columns, rows), borderMode=cv2.BORDER_REPLICATE)
-    return _spoiled(moved, form, rng), turn
+    return _spoiled(np.asarray(moved, np.uint8), form, rng), np.asarray(turn, np.float64)
 
 
 def _spoiled(photo: NDArray[Any], form: str, rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -134,7 +134,8 @@ class TensorRTEngine:
     @property
     def device_us(self) -> float:
         """What the last call took on the GPU, copies included, microseconds; by CUDA's events."""
-        return float(self._loaded.end.time_since(self._loaded.start)) * 1000
+        with self._cuda.current():
+            return float(self._loaded.end.time_since(self._loaded.start)) * 1000
 
     def run(self, inputs: Arrays) -> Arrays:
         """See ``Engine.run``.

@@ -157,7 +157,7 @@ def measure_overlap(parts: Mapping[str, tuple[Component, bytes]], place: Place) 
 
 
 def measure_leak(name: str, component: Component, plan: bytes, place: Place, steps: int) -> dict[str, int]:
-    """Free bytes of the GPU: with the engine loaded, after so many calls, and after loading and freeing it ten times."""
+    """Bytes of the GPU that are gone after so many calls, and after loading and freeing the engine ten times."""
     assert place.cuda is not None
     with closing(TensorRTEngine(name, component, plan, place)) as engine:
         before = free_bytes(place)

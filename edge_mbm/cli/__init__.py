@@ -16,6 +16,7 @@ from edge_mbm.cli.compare import compare as compare_command
 from edge_mbm.cli.demo import demo as demo_command
 from edge_mbm.cli.doctor import doctor as doctor_command
 from edge_mbm.cli.export import export as export_command
+from edge_mbm.cli.gallery import gallery_app
 from edge_mbm.cli.group import CommandGroup
 from edge_mbm.cli.inspect import inspect as inspect_command
 from edge_mbm.cli.logs import LogLevel, log_to_stderr
@@ -44,6 +45,7 @@ The usual order, on the workstation and then on the device:
   edge-mbm top model.mbm --source clip.mp4    and watch it at work
   edge-mbm record --video URI -o s.mcap       keep what sensors gave
   edge-mbm replay s.mcap -b model.mbm         and stream it again
+  edge-mbm gallery list people.json           who is known by face
   edge-mbm demo zero-shot                     one of the examples
 
 Every command has --help. With --json the answer is JSON on stdout, and what is for people goes to stderr.
@@ -77,6 +79,7 @@ app.command("run")(run_command)
 app.command("top")(top_command)
 app.command("record")(record_command)
 app.command("replay")(replay_command)
+app.add_typer(gallery_app, name="gallery")
 app.command("demo")(demo_command)
 
 

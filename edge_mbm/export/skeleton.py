@@ -24,6 +24,7 @@ from edge_mbm.spec import (
     Asset,
     AudioModality,
     Classification,
+    CropSteps,
     Decision,
     Decoder,
     Detector,
@@ -47,6 +48,7 @@ from edge_mbm.spec import (
     Variant,
     VideoModality,
     Window,
+    tensor_given,
 )
 
 if TYPE_CHECKING:
@@ -216,14 +218,18 @@ def _assemble(
 def _input_tensor(
     recipe: Recipe, where: str, component: ComponentRecipe, value: InputRecipe, made: Mapping[str, Skeleton]
 ) -> TensorSpec:
-    upstream, dot, output = value.source.partition(".")
+    upstream, dot, _ = value.source.partition(".")
     steps = value.preprocess
     if isinstance(steps, TokenSteps) and (dot or isinstance(recipe.modalities[upstream], TextModality)):
         unit = {"ids": "token ids", "mask": "1 for tokens, 0 for padding", "segments": "segment ids"}[steps.gives]
         rows, layout = ((), "NT") if steps.lines == 1 else ((steps.lines,), "NLT")
         return TensorSpec(dtype="int64", shape=("batch", *rows, steps.max_length), layout=layout, unit=unit)
+    if isinstance(steps, CropSteps):
+        channels = 1 if steps.color == "gray" else 3
+        shape = ("batch", steps.height, steps.width, channels)
+        return TensorSpec(dtype="uint8", shape=shape, layout="NHWC", unit=f"{steps.color} 0..255")
     if dot:
-        return _freed(made[upstream].outputs[output].tensor)
+        return _freed(tensor_given(made, value.source))
     return _modality_tensor(recipe.modalities[upstream], steps, component, where)
 
 

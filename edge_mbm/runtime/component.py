@@ -14,8 +14,8 @@ from edge_mbm.errors import EngineError
 from edge_mbm.preprocess import build_preprocessor
 from edge_mbm.runtime.engine import Engine
 from edge_mbm.runtime.gate import make_gate
-from edge_mbm.runtime.result import Segment, TextOutput
-from edge_mbm.spec import Component, Encoder, TokenSteps
+from edge_mbm.runtime.result import RegionsOutput, Segment, TextOutput
+from edge_mbm.spec import Component, CropSteps, Encoder, TokenSteps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,7 +46,7 @@ class ComponentRunner:
         self._prepare = {
             key: build_preprocessor(value.preprocess, value.tensor, assets)
             for key, value in component.inputs.items()
-            if "." not in value.source or isinstance(value.preprocess, TokenSteps)
+            if "." not in value.source or isinstance(value.preprocess, TokenSteps | CropSteps)
         }
         self._preprocess_stage, self._infer_stage = f"preprocess.{name}", f"infer.{name}"
         self.reset()
@@ -64,7 +64,7 @@ class ComponentRunner:
             if key in self._prepare:
                 self._prepare[key](_plain(sources[value.source]), out=self.engine.inputs[key])
             else:
-                given[key] = sources[value.source]
+                given[key] = _array(sources[value.source])
         prepared = perf_counter_ns()
         outputs = self.engine.run(given)
         for state in self.component.states:
@@ -104,6 +104,12 @@ class ComponentRunner:
 def _plain(item: Any) -> Any:
     """What preprocessing takes: of a decoder's output, the text."""
     return item.text if isinstance(item, TextOutput) else item
+
+
+def _array(item: Any) -> NDArray[Any]:
+    """What an engine takes: of a detector's output, all its rows."""
+    array: NDArray[Any] = item.padded if isinstance(item, RegionsOutput) else item
+    return array
 
 
 class About(NamedTuple):

@@ -13,7 +13,6 @@ from edge_mbm.spec import (
     AudioModality,
     Component,
     Decoder,
-    Detector,
     Encoder,
     Head,
     ImageModality,
@@ -128,9 +127,6 @@ def needed_by(manifest: Manifest, names: Iterable[str]) -> set[str]:
 def _runnable(manifest: Manifest, name: str) -> Component:
     """The component, if everything about it can run in this version."""
     component = manifest.components[name]
-    regions = [v for v in manifest.upstream_of(name) if isinstance(manifest.components[v], Detector)]
-    if regions:
-        raise ManifestError(f"'{name}' reads the regions of '{regions[0]}': this edge-mbm cannot crop frames yet")
     if isinstance(component, Decoder) and component.algorithm != "autoregressive":
         raise ManifestError(f"'{name}' decodes by {component.algorithm}: this edge-mbm decodes token by token")
     if isinstance(component, Encoder) and component.window and not _reads_stream(manifest, component):

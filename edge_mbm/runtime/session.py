@@ -28,7 +28,7 @@ from edge_mbm.preprocess import (
 from edge_mbm.runtime.align import Aligner, Match
 from edge_mbm.runtime.component import About, ComponentRunner, Encoded, Node
 from edge_mbm.runtime.decode import GREEDY, DecodeOptions, DecoderRunner, Piece
-from edge_mbm.runtime.detect import DetectorRunner
+from edge_mbm.runtime.detect import CropsRunner, DetectorRunner
 from edge_mbm.runtime.engine import Engine, EngineLoader, OnnxRuntimeEngine
 from edge_mbm.runtime.feed import FOREVER, Feed
 from edge_mbm.runtime.frames import FrameWindows, Stream, VideoStream, frame_times, video_stream
@@ -54,6 +54,7 @@ from edge_mbm.spec import (
     TextModality,
     TokenSteps,
     VideoModality,
+    tensor_given,
 )
 
 if TYPE_CHECKING:
@@ -551,6 +552,10 @@ class Session:
             picture = self.manifest.picture_of(name)
             assert picture is not None  # Manifest.check demands one
             return DetectorRunner(name, component, engine, assets, picture)
+        if isinstance(component, Encoder) and component.reads_crops:
+            given = {key: tensor_given(self.manifest.components, f"{name}.{key}") for key in component.outputs}
+            [modality] = self.manifest.modalities_of(name)
+            return CropsRunner(name, component, engine, assets, modality=modality, given=given)
         return ComponentRunner(name, component, engine, assets)
 
     def _make_streams(self) -> dict[str, Stream]:
@@ -622,11 +627,16 @@ class Session:
             feeding = {key: value.source.partition(".")[0] for key, value in component.inputs.items()}
         else:
             feeding = {name: name}
+        modalities = {key: self.manifest.modalities_of(node)[0] for key, node in feeding.items()}
+        feeds = {key: self._root_feed(node) for key, node in feeding.items()}
+        pivots = [key for key, modality in modalities.items() if modality == timing.pivot]
+        running = list(self._run_by(feeds[pivots[0]].encoder))
         aligner = Aligner(
             timing,
             nodes={key: self._nodes[node] for key, node in feeding.items()},
-            modalities={key: self.manifest.modalities_of(node)[0] for key, node in feeding.items()},
-            feeds={key: self._root_feed(node) for key, node in feeding.items()},
+            modalities=modalities,
+            feeds=feeds,
+            pivot=max((key for key in pivots if feeding[key] in running), key=lambda key: running.index(feeding[key])),
             max_pending=self.options.max_pending,
             latched=self.manifest.latched(name),
         )
@@ -656,6 +666,12 @@ class Session:
         """What reads outputs of a component, in running order."""
         nodes = self._nodes.values()
         return tuple(node for node in nodes if any(s.startswith(f"{name}.") for s in node.runner.sources))
+
+    def _run_by(self, encoder: str) -> Iterator[str]:
+        """An encoder, and those that feed on it, in the order in which ``_encode_with`` runs them."""
+        yield encoder
+        for follower in self._followers[encoder]:
+            yield from self._run_by(follower.runner.name)
 
     def _find_told(self, encoder: str) -> tuple[str, ...]:
         feed = self._feeds.get(encoder)

@@ -127,7 +127,7 @@ def test_what_is_found_on_the_device_is_what_is_there(project: Write, tmp_path: 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("landmarks = 1", "landmarks = 2"), "a detector gives regions"),
+        (("landmarks = 1", "landmarks = 2"), "regions are float32"),
         (("max_regions = 3", "max_region = 3"), "max_region"),
         (("score_threshold = 0.6", "iou_threshold = 0"), "iou_threshold"),
     ],

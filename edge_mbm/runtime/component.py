@@ -15,6 +15,7 @@ from edge_mbm.preprocess import build_preprocessor
 from edge_mbm.runtime.engine import Engine
 from edge_mbm.runtime.gate import make_gate
 from edge_mbm.runtime.result import RegionsOutput, Segment, TextOutput
+from edge_mbm.runtime.states import states_of
 from edge_mbm.spec import Component, CropSteps, Encoder, TokenSteps
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class ComponentRunner:
         self.name = name
         self.component = component
         self.engine = engine
+        self._states = states_of(engine, component.states)
         self._sources = frozenset(value.source for value in component.inputs.values())
         self._prepare = {
             key: build_preprocessor(value.preprocess, value.tensor, assets)
@@ -67,8 +69,7 @@ class ComponentRunner:
                 given[key] = _array(sources[value.source])
         prepared = perf_counter_ns()
         outputs = self.engine.run(given)
-        for state in self.component.states:
-            np.copyto(self.engine.inputs[state.input], outputs[state.output])
+        self._states.carry(outputs)
         if self._prepare:
             stages[self._preprocess_stage] = prepared - started
         stages[self._infer_stage] = perf_counter_ns() - prepared
@@ -86,19 +87,17 @@ class ComponentRunner:
 
     def reset(self) -> None:
         """Start carried states from zeros."""
-        for state in self.component.states:
-            self.engine.inputs[state.input][...] = 0
+        self._states.reset()
 
     @contextmanager
     def fresh_state(self) -> Iterator[None]:
         """Zero states inside, the carried ones again afterwards."""
-        kept = {state.input: self.engine.inputs[state.input].copy() for state in self.component.states}
+        kept = self._states.save()
         self.reset()
         try:
             yield
         finally:
-            for key, value in kept.items():
-                np.copyto(self.engine.inputs[key], value)
+            self._states.restore(kept)
 
 
 def _plain(item: Any) -> Any:

@@ -24,6 +24,7 @@ import numpy as np
 
 import edge_mbm
 from edge_mbm.runtime import Bundle, OnnxRuntimeEngine
+from edge_mbm.runtime.states import states_of
 from edge_mbm.runtime.trt.builder import EngineBuilder, SubprocessBuilder
 from edge_mbm.runtime.trt.cache import EngineCache
 from edge_mbm.runtime.trt.compiling import PlannedEngine, compile_bundle
@@ -82,8 +83,11 @@ def parity_of(bundle: Bundle, name: str, component: Component, engine: TensorRTE
     with closing(OnnxRuntimeEngine(name, component, bundle.read(graph))) as reference:
         for _ in range(PARITY_CALLS):
             given = inputs_of(component, rng)
-            got = engine.run(given)
-            for key, value in reference.run(given).items():
+            states = {state.input: given.pop(state.input) for state in component.states}
+            for one in (reference, engine):
+                states_of(one, component.states).restore(states)
+            got, expected = engine.run(given), reference.run(given)
+            for key, value in ((key, expected[key]) for key in component.outputs):
                 signal += float(np.square(value.astype(np.float64)).sum())
                 noise += float(np.square(value.astype(np.float64) - got[key]).sum())
     return 200.0 if noise == 0 else 10 * float(np.log10(signal / noise))

@@ -74,6 +74,15 @@ int cuMemcpyDtoHAsync_v2(void *to, const void *from, size_t size, Stream *stream
     CHECK; Op op = {to, from, size, 0, 0}; return queue(stream, op);
 }
 
+int cuMemcpyDtoDAsync_v2(void *to, const void *from, size_t size, Stream *stream) {
+    CHECK; Op op = {to, from, size, 0, 0}; return queue(stream, op);
+}
+int cuMemcpyHtoD_v2(void *to, const void *from, size_t size) { CHECK; memcpy(to, from, size); return 0; }
+int cuMemcpyDtoH_v2(void *to, const void *from, size_t size) { CHECK; memcpy(to, from, size); return 0; }
+int cuMemsetD8Async(void *to, unsigned char value, size_t size, Stream *stream) {
+    CHECK; Op op = {to, memset(malloc(size), value, size), size, 0, 0}; return queue(stream, op);
+}
+
 /* streams and events */
 int cuStreamCreate(Stream **stream, unsigned flags) { CHECK; *stream = calloc(1, sizeof **stream); live++; return 0; }
 int cuStreamDestroy_v2(Stream *stream) { CHECK; free(stream); live--; return 0; }

@@ -18,7 +18,8 @@ NAMES = (
     "DeviceAllocation.free", "Error", "Event", "Event.record", "Event.time_since", "LogicError", "MemoryError",
     "PagelockedHostAllocation.get_device_pointer", "Stream", "Stream.handle", "Stream.synchronize",
     "device_attribute.INTEGRATED", "get_driver_version", "host_alloc_flags.DEVICEMAP", "init", "mem_alloc",
-    "mem_get_info", "memcpy_dtoh_async", "memcpy_htod_async", "pagelocked_zeros",
+    "mem_get_info", "memcpy_dtod_async", "memcpy_dtoh", "memcpy_dtoh_async", "memcpy_htod", "memcpy_htod_async",
+    "memset_d8_async", "pagelocked_zeros",
 )  # fmt: skip
 
 

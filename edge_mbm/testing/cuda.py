@@ -49,7 +49,7 @@ class FakeDriver:
         memory: bytes; what is asked for beyond it is an error.
 
     Attributes:
-        done: what was executed, by name ("htod", "dtoh", "kernel"), not what was queued.
+        done: what was executed, by name ("htod", "dtoh", "dtod", "kernel"), not what was queued.
         calls: what was called, by name.
         leaked: what was freed without the context being current, which pycuda leaks.
     """
@@ -123,6 +123,26 @@ class FakeDriver:
         """Queue a copy from the GPU."""
         source, target = self.bytes[int(place)], self._pinned(array)
         stream.queue(lambda: self._copy("dtoh", target, source))
+
+    def memcpy_dtod_async(self, to: Any, place: Any, size: int, stream: _Stream) -> None:
+        """Queue a copy within the GPU."""
+        source, target = self.bytes[int(place)][:size], self.bytes[int(to)]
+        stream.queue(lambda: self._copy("dtod", target, source))
+
+    def memset_d8_async(self, place: Any, value: int, size: int, stream: _Stream) -> None:
+        """Queue the filling of memory."""
+        target = self.bytes[int(place)][:size]
+        stream.queue(lambda: target.fill(value))
+
+    def memcpy_htod(self, place: Any, array: NDArray[Any]) -> None:
+        """Copy now; a stream that is not waited for is not waited for."""
+        self.check()
+        self._copy("htod", self.bytes[int(place)], array.reshape(-1).view(np.uint8))
+
+    def memcpy_dtoh(self, array: NDArray[Any], place: Any) -> None:
+        """Copy back now."""
+        self.check()
+        self._copy("dtoh", array.reshape(-1).view(np.uint8), self.bytes[int(place)])
 
     # --- for tests ---------------------------------------------------------------------------------------------------
 

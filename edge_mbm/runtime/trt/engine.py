@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,8 @@ import numpy as np
 from edge_mbm.errors import DeviceLostError, EngineError
 from edge_mbm.runtime.engine import Arrays
 from edge_mbm.runtime.log import warn
-from edge_mbm.runtime.trt.cuda import Cuda
+from edge_mbm.runtime.states import States
+from edge_mbm.runtime.trt.memory import DeviceStates, Loaded, free, kept_states
 from edge_mbm.runtime.trt.place import Place
 from edge_mbm.runtime.trt.release import Said
 from edge_mbm.spec import Component, TensorSpec
@@ -51,28 +52,12 @@ class EngineOptions:
     mapped: bool | None = None
 
 
-@dataclass
-class _Loaded:
-    """All that is freed, in this order from top to bottom."""
-
-    graph: int | None = None
-    context: Any = None
-    engine: Any = None
-    runtime: Any = None
-    device: list[Any] = field(default_factory=list)
-    inputs: dict[str, NDArray[Any]] = field(default_factory=dict)
-    outputs: dict[str, NDArray[Any]] = field(default_factory=dict)
-    start: Any = None
-    end: Any = None
-    stream: Any = None
-
-
 class TensorRTEngine:
     """A component on TensorRT: buffers allocated and bound once, one stream, its work replayed as a CUDA graph.
 
     ``inputs`` and the outputs are page-locked host memory. Each call queues the copies in, the engine and the copies
     out (on an integrated GPU only the engine, which works in place), and waits for its own stream alone; other
-    components' streams go on meanwhile.
+    components' streams go on meanwhile. States that only the next run reads stay on the GPU, and are no ``inputs``.
 
     Args:
         name: the component's, for messages.
@@ -96,22 +81,25 @@ class TensorRTEngine:
     ) -> None:
         assert place.cuda is not None
         options = options or EngineOptions()
-        self._name = name
+        self._name, self._component = name, component
         self._cuda, self._release = place.cuda, place.release
         self._use_graph = options.use_graph
         self._mapped = place.gpu.is_integrated if options.mapped is None else options.mapped
         self._lock = threading.Lock()
         self._said: list[str] = []
         self._closed = False
+        self._held: frozenset[str] = frozenset()
         self.provider = "TensorRT-RTX" if self._release.kind == "rtx" else "TensorRT"
-        loaded = self._loaded = _Loaded()
+        loaded = self._loaded = Loaded()
         # Also where nobody closes it: pycuda leaks what is freed while another context is current.
-        self._free = weakref.finalize(self, _free, self._cuda, loaded)
+        self._free = weakref.finalize(self, free, self._cuda, loaded)
         try:
             with self._cuda.current(), self._explain("load"):
                 self._load(plan)
-                self._allocate(component)
+                self._allocate()
                 self._warm_up()
+            if self.states is not None:
+                self.states.reset()
         except BaseException:
             self._free()
             raise
@@ -120,6 +108,13 @@ class TensorRTEngine:
     def inputs(self) -> Arrays:
         """See ``Engine.inputs``."""
         return self._loaded.inputs
+
+    @property
+    def states(self) -> States | None:
+        """How its states are carried: on the GPU; None where they are ``inputs``, in memory that host and GPU share."""
+        if self._mapped:
+            return None
+        return DeviceStates(self._component, self._cuda, self._loaded, guard=self._guard, hold=self.hold)
 
     @property
     def replays(self) -> bool:
@@ -144,17 +139,9 @@ class TensorRTEngine:
             EngineError: see ``Engine.run``.
             DeviceLostError: the GPU does not answer any more; the engine is closed.
         """
-        with self._lock:
-            if self._closed:
-                raise EngineError(f"'{self._name}' was run after it was closed")
-            for key, value in inputs.items():
-                self._write(key, value)
-            try:
-                with self._cuda.current(), self._explain("run"):
-                    self._run()
-            except DeviceLostError:
-                self._close()
-                raise
+        with self._guard("run"):
+            self._take(inputs, self._held & inputs.keys())
+            self._run()
             return self._loaded.outputs
 
     def close(self) -> None:
@@ -163,6 +150,35 @@ class TensorRTEngine:
             self._close()
 
     # --- inside ------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _guard(self, action: str) -> Iterator[None]:
+        """Alone, and with the context current; a GPU that is lost closes the engine."""
+        with self._lock:
+            if self._closed:
+                raise EngineError(f"'{self._name}' was run after it was closed")
+            try:
+                with self._cuda.current(), self._explain(action):
+                    yield
+            except DeviceLostError:
+                self._close()
+                raise
+
+    def _take(self, inputs: Arrays, now: Collection[str]) -> None:
+        """Into the host's buffers; ``now`` also to the GPU, since no run copies them."""
+        for key, value in inputs.items():
+            self._write(key, value)
+        for key in now:
+            self._cuda.driver.memcpy_htod_async(self._loaded.device[key], self._loaded.inputs[key], self._loaded.stream)
+
+    def hold(self, inputs: Arrays) -> None:
+        """See ``States.hold``: copied now, and no more by runs, for which these are taken down anew once."""
+        with self._guard("hold inputs of"):
+            self._take(inputs, inputs.keys())
+            self._loaded.stream.synchronize()
+            if not self._held >= inputs.keys():
+                self._held |= inputs.keys()
+                self._capture_again()
 
     def _close(self) -> None:
         self._closed = True
@@ -180,30 +196,32 @@ class TensorRTEngine:
         if loaded.context is None:
             raise EngineError(f"'{self._name}' cannot be run{self._why()}: free memory on the GPU")
 
-    def _allocate(self, component: Component) -> None:
-        loaded, engine = self._loaded, self._loaded.engine
+    def _allocate(self) -> None:
+        loaded, engine, component = self._loaded, self._loaded.engine, self._component
+        kept = () if self._mapped else kept_states(component)
+        hidden = {name for state in kept for name in (state.input, state.output)}
         specs = {"inputs": component.graph_inputs(), "outputs": component.graph_outputs()}
         self._check_tensors(engine, specs)
         loaded.stream = self._cuda.stream()
         loaded.start, loaded.end = self._cuda.driver.Event(), self._cuda.driver.Event()
         for key, spec in specs["inputs"].items():
             loaded.context.set_input_shape(key, spec.resolve())
-            loaded.inputs[key] = self._buffer(key, spec)
-        for key, spec in specs["outputs"].items():
-            loaded.outputs[key] = self._buffer(key, spec)
+        for place, kind in ((loaded.inputs, "inputs"), (loaded.outputs, "outputs")):
+            for key, spec in specs[kind].items():
+                if key not in hidden:
+                    place[key] = self._cuda.host_array(spec.resolve(), spec.dtype, mapped=self._mapped)
+                self._bind(key, spec, place.get(key))
 
-    def _buffer(self, key: str, spec: TensorSpec) -> NDArray[Any]:
-        """A host array whose counterpart on the GPU is bound to a tensor, once and for all."""
-        mapped = self._mapped
-        array = self._cuda.host_array(spec.resolve(), spec.dtype, mapped=mapped)
-        if mapped:
+    def _bind(self, key: str, spec: TensorSpec, array: NDArray[Any] | None) -> None:
+        """Memory of the GPU for a tensor, once and for all: the host's own, or some for it."""
+        if self._mapped and array is not None:
             address = self._cuda.address_of(array)
         else:
-            self._loaded.device.append(self._cuda.driver.mem_alloc(array.nbytes))
-            address = int(self._loaded.device[-1])
+            size = int(np.prod(spec.resolve())) * np.dtype(spec.dtype).itemsize
+            self._loaded.device[key] = self._cuda.driver.mem_alloc(size)
+            address = int(self._loaded.device[key])
         if not self._loaded.context.set_tensor_address(key, address):
             raise EngineError(f"'{key}' of '{self._name}' cannot be bound{self._why()}")
-        return array
 
     def _check_tensors(self, engine: Any, specs: Mapping[str, Mapping[str, TensorSpec]]) -> None:
         """Names, types and fixed sizes, both ways."""
@@ -254,6 +272,13 @@ class TensorRTEngine:
         except EngineError as error:
             warn(__name__, "'%s' runs without a CUDA graph: %s", self._name, error)
 
+    def _capture_again(self) -> None:
+        """Other inputs are held: the graph has copies that are not wanted."""
+        graph, self._loaded.graph = self._loaded.graph, None
+        if graph is not None:
+            self._cuda.graphs.destroy(graph)
+            self._capture()
+
     def _run(self) -> None:
         loaded = self._loaded
         loaded.start.record(loaded.stream)
@@ -267,15 +292,14 @@ class TensorRTEngine:
     def _enqueue(self) -> None:
         """The copies in, the engine, the copies out: in this order on its stream."""
         driver, loaded, stream = self._cuda.driver, self._loaded, self._loaded.stream
-        arrays = [*loaded.inputs.values(), *loaded.outputs.values()]
-        places = list(zip(arrays, loaded.device, strict=True)) if loaded.device else []
-        count = len(loaded.inputs)
-        for array, place in places[:count]:
-            driver.memcpy_htod_async(place, array, stream)
+        for key, array in loaded.inputs.items():
+            if key in loaded.device and key not in self._held:
+                driver.memcpy_htod_async(loaded.device[key], array, stream)
         if not loaded.context.execute_async_v3(stream.handle):
             raise EngineError(f"TensorRT could not run '{self._name}'{self._why()}")
-        for array, place in places[count:]:
-            driver.memcpy_dtoh_async(array, place, stream)
+        for key, array in loaded.outputs.items():
+            if key in loaded.device:
+                driver.memcpy_dtoh_async(array, loaded.device[key], stream)
 
     def _write(self, key: str, value: NDArray[Any]) -> None:
         buffer = self._loaded.inputs.get(key)
@@ -308,22 +332,3 @@ def _listener(said: list[str]) -> Said:
             said[:] = [*said, message][-_ERRORS_KEPT:]
 
     return listen
-
-
-def _free(cuda: Cuda, loaded: _Loaded) -> None:
-    """Everything, in order, with the context current; a GPU that is lost has nothing left to free."""
-    with suppress(cuda.driver.Error), cuda.current():
-        if loaded.graph is not None:
-            with suppress(EngineError):
-                cuda.graphs.destroy(loaded.graph)
-        loaded.graph = loaded.context = None
-        loaded.engine = None
-        loaded.runtime = None
-        for allocation in loaded.device:
-            with suppress(cuda.driver.Error):
-                allocation.free()
-        # Not freed by hand: who still holds a view of one may read it.
-        loaded.device.clear()
-        loaded.inputs.clear()
-        loaded.outputs.clear()
-        loaded.start = loaded.end = loaded.stream = None

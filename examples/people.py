@@ -4,7 +4,7 @@
     edge-mbm demo people v4l2:///dev/video0 mic://default
 
 The first time it exports the bundle, some minutes on two cores, and makes a film of thirteen people, a face and a voice
-each, of whom it enrols nine under made-up names. With a camera, enrol people of your own first: ``edge-mbm gallery``.
+each, of whom it enrols nine by number. With a camera, enrol people of your own first: ``edge-mbm gallery``.
 Nothing leaves the machine: what is known is in two files beside the bundle, see `docs/face-recognition.md`.
 """
 

@@ -116,8 +116,7 @@ class DecoderRunner(ComponentRunner):
     def _read(self, sources: Mapping[str, Any]) -> None:
         """What is to be decoded is written once, and no text has begun."""
         self.reset()
-        for key, value in self._decoder.inputs.items():
-            np.copyto(self.engine.inputs[key], sources[value.source])
+        self._states.hold({key: sources[value.source] for key, value in self._decoder.inputs.items()})
 
     def _text(self, chosen: list[Scored]) -> TextOutput:
         tokens = self._decoding.written([scored.token for scored in chosen])

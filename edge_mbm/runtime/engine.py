@@ -239,7 +239,7 @@ def _configured(provider: str) -> Any:
 
 
 def _providers_of_nodes(session: Any) -> set[str] | None:
-    """Where ONNX Runtime put the graph's nodes; None where a release (before 1.24) does not say."""
+    """Where ONNX Runtime put the graph's nodes; None where a release (1.23 is one) does not say."""
     if not hasattr(session, "get_provider_graph_assignment_info"):
         return None
     return {part.ep_name for part in session.get_provider_graph_assignment_info()}

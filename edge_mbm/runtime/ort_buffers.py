@@ -30,7 +30,7 @@ class Buffers(Protocol):
 
     @property
     def states(self) -> States | None:
-        """How states are carried, unless they are inputs like others."""
+        """How states are carried, unless they are inputs like others in ``inputs``."""
         ...
 
     def run(self) -> None:
@@ -81,8 +81,8 @@ class HostBuffers:
 class CudaBuffers:
     """Tensors on the GPU, allocated once. ``Buffers`` and ``States`` of ONNX Runtime's CUDA provider.
 
-    - Inputs have one each, which every run copies the host's array to. To bind the array itself would be wrong: the
-      CUDA provider copies at the time of binding, and would compute the first frame for ever.
+    - Inputs have one each, which every run copies the host's array to, unless they are held. To bind the array itself
+      would be wrong: the CUDA provider copies at the time of binding, and would compute the first frame for ever.
     - Carried states have two, read from and written to in turns, and never leave the GPU; only one that is an output
       as well is copied.
     - Outputs are written to the host by the run: sessions keep them for seconds, look for what is not finite, and
@@ -112,19 +112,21 @@ class CudaBuffers:
         self._pairs = {
             k: [allocate(s.tensor.resolve(), s.tensor.dtype) for _ in range(2)] for k, s in self._kept.items()
         }
+        self._held: set[str] = set()
         self._turn = 0
         self._bindings = [self._bind(turn) for turn in range(2)]
         self.reset()
 
     @property
-    def states(self) -> States | None:
-        """Itself, if there are any."""
-        return self if self._kept else None
+    def states(self) -> States:
+        """Itself."""
+        return self
 
     def run(self) -> None:
         """See ``Buffers.run``."""
         for key, array in self.inputs.items():
-            self._given[key].update_inplace(array)
+            if key not in self._held:
+                self._given[key].update_inplace(array)
         binding = self._bindings[self._turn]
         # The run is on a stream of its own, which does not wait for copies on another.
         binding.synchronize_inputs()
@@ -134,8 +136,16 @@ class CudaBuffers:
         """See ``Buffers.write``."""
         if key in self._kept:
             self._read_next(key).update_inplace(np.ascontiguousarray(value))
-        else:
-            np.copyto(self.inputs[key], value)
+            return
+        np.copyto(self.inputs[key], value)
+        if key in self._held:
+            self._given[key].update_inplace(self.inputs[key])
+
+    def hold(self, inputs: Arrays) -> None:
+        """See ``States.hold``: copied now, and not at every run."""
+        self._held.update(inputs)
+        for key, value in inputs.items():
+            self.write(key, value)
 
     def close(self) -> None:
         """See ``Buffers.close``: frees the GPU's memory, whoever still holds this."""

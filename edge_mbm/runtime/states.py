@@ -34,6 +34,10 @@ class States(Protocol):
         """Start from zeros."""
         ...
 
+    def hold(self, inputs: Arrays) -> None:
+        """Inputs that every run from now on takes, until others are held: what a decoder reads throughout a text."""
+        ...
+
     def save(self) -> dict[str, NDArray[Any]]:
         """Copies on the host, by the input's name."""
         ...
@@ -64,6 +68,11 @@ class HostStates:
         """See ``States.reset``."""
         for state in self._states:
             self._engine.inputs[state.input][...] = 0
+
+    def hold(self, inputs: Arrays) -> None:
+        """See ``States.hold``."""
+        for key, value in inputs.items():
+            np.copyto(self._engine.inputs[key], value)
 
     def save(self) -> dict[str, NDArray[Any]]:
         """See ``States.save``."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NAMES", "STRANGER", "make"]
 
-NAMES = ("Alma", "Bea", "Cleo", "Dina", "Edda", "Fay", "Gwen", "Hana", "Iris")  # made up
+NAMES = tuple(f"person {number}" for number in range(1, 10))
 STRANGER = "somebody"  # the other four
 _SECONDS = 3.2  # that each is seen: two pieces of the voice
 _ROUND = 1.0  # widths of a face that are shown on each side of it

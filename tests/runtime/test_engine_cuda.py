@@ -207,38 +207,48 @@ def on_cuda(name: str, gpu: Gpu) -> OnnxRuntimeEngine:
 
 ACTIONS = st.lists(
     st.one_of(
-        st.tuples(st.just("run"), st.floats(-1, 1, width=32)),
+        st.tuples(st.sampled_from(["run", "hold"]), st.floats(-1, 1, width=32)),
         st.tuples(st.sampled_from(["reset", "save", "restore", "run again"]), st.just(0.0)),
     ),
     max_size=20,
 )
 
 
+class Lane:
+    """An engine, its states, and what was saved of them."""
+
+    def __init__(self, engine: OnnxRuntimeEngine) -> None:
+        self._engine = engine
+        self._states = states_of(engine, part("audio_encoder")[1].states)
+        self._saved = self._states.save()
+
+    def act(self, action: str, value: float) -> np.ndarray | None:
+        """One call, and what it gave."""
+        samples = {"samples": np.full((1, 100), value, np.float32)}
+        if action.startswith("run"):
+            outputs = self._engine.run(samples if action == "run" else {})
+            self._states.carry(outputs)
+            return outputs["level"].copy()
+        if action == "save":
+            self._saved = self._states.save()
+        else:
+            calls = {"reset": [], "hold": [samples], "restore": [self._saved]}
+            getattr(self._states, action)(*calls[action])
+        return None
+
+    @property
+    def state(self) -> dict[str, list[Any]]:
+        return {key: value.tolist() for key, value in self._states.save().items()}
+
+
 @settings(deadline=None, max_examples=50)
 @given(ACTIONS)
 def test_every_sequence_of_calls_gives_what_the_cpu_gives(actions: list[tuple[str, float]]) -> None:
-    """Runs with new inputs or the old ones, states carried, reset, saved and restored: bit for bit."""
-    engines = [on_cuda("audio_encoder", Gpu()), OnnxRuntimeEngine(*part("audio_encoder"))]
-    kept = part("audio_encoder")[1].states
-    states = [states_of(engine, kept) for engine in engines]
-    saved = [state.save() for state in states]
+    """Runs with new inputs, held ones or the old ones; states carried, reset, saved and restored: bit for bit."""
+    gpu, cpu = Lane(on_cuda("audio_encoder", Gpu())), Lane(OnnxRuntimeEngine(*part("audio_encoder")))
     for action, value in actions:
-        if action == "reset":
-            for state in states:
-                state.reset()
-        elif action == "save":
-            saved = [state.save() for state in states]
-        elif action == "restore":
-            for state, old in zip(states, saved, strict=True):
-                state.restore(old)
-        else:
-            given_now = {"samples": np.full((1, 100), value, np.float32)} if action == "run" else {}
-            gpu, cpu = (engine.run(given_now) for engine in engines)
-            np.testing.assert_array_equal(gpu["level"], cpu["level"])
-            for state, outputs in zip(states, (gpu, cpu), strict=True):
-                state.carry(outputs)
-        for a, b in zip(states[0].save().values(), states[1].save().values(), strict=True):
-            np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(gpu.act(action, value), cpu.act(action, value))
+        assert gpu.state == cpu.state
 
 
 def test_what_is_written_into_a_buffer_counts(use: Callable[[Gpu], Gpu]) -> None:
@@ -262,6 +272,20 @@ def test_states_stay_on_the_gpu(use: Callable[[Gpu], Gpu]) -> None:
         engine.states.carry(engine.run({}))
     assert (gpu.to_device, gpu.to_host) == (10 * 100 * 4, 10 * 4)
     assert gpu.allocated == before
+
+
+def test_what_is_held_is_copied_once(use: Callable[[Gpu], Gpu]) -> None:
+    """What a decoder reads throughout a text crosses once, however many tokens it has; another one replaces it."""
+    gpu = use(Gpu())
+    engine = OnnxRuntimeEngine(*part("audio_encoder"), provider=CUDA)
+    gpu.to_device = 0
+    for value, level in ((0.5, 0.25), (1.0, 0.5)):
+        states_of(engine, ()).hold({"samples": np.full((1, 100), value, np.float32)})
+        for _ in range(5):
+            np.testing.assert_allclose(engine.run({})["level"], [[level]], atol=1e-6)
+    assert gpu.to_device == 2 * 100 * 4
+    engine.run({"samples": np.zeros((1, 100), np.float32)})  # given by hand, it counts too
+    assert not engine.run({})["level"].any()
 
 
 def test_a_state_that_is_an_output_too_is_shown(use: Callable[[Gpu], Gpu]) -> None:
@@ -419,7 +443,16 @@ def test_the_made_up_onnxruntime_takes_what_the_real_one_takes() -> None:
                 theirs = [key for key in theirs if key not in ("self", "cls")]
                 # run_with_iobinding's and update_inplace's first are given by place.
                 assert mine == theirs[: len(mine)] or len(mine) == 1, (fake, name, mine, theirs)
-    assert hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info")
+
+
+def test_the_real_onnxruntime_says_where_nodes_are() -> None:
+    """With the session's options as they are for CUDA; releases that cannot say are known by that."""
+    import onnxruntime
+
+    options = engine_module._session_options(onnxruntime, 1, CUDA)
+    session = onnxruntime.InferenceSession(part("event")[2], options, providers=[CPU])
+    says = hasattr(session, "get_provider_graph_assignment_info")
+    assert engine_module._providers_of_nodes(session) == ({CPU} if says else None)
 
 
 # --- behind a session's option ---------------------------------------------------------------------------------------

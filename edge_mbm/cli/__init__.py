@@ -12,7 +12,9 @@ import typer
 
 import edge_mbm
 from edge_mbm.cli.bench import bench as bench_command
+from edge_mbm.cli.cache import cache_app
 from edge_mbm.cli.compare import compare as compare_command
+from edge_mbm.cli.compile import compile as compile_command
 from edge_mbm.cli.demo import demo as demo_command
 from edge_mbm.cli.doctor import doctor as doctor_command
 from edge_mbm.cli.export import export as export_command
@@ -39,6 +41,7 @@ The usual order, on the workstation and then on the device:
   edge-mbm inspect model.mbm                  what is in it, what it costs
   edge-mbm compare old.mbm model.mbm          what changed between the two
   edge-mbm doctor                             what this machine lacks
+  edge-mbm compile model.mbm                  TensorRT engines for its GPU
   edge-mbm verify model.mbm                   the right answers on it?
   edge-mbm bench model.mbm                    how fast on it?
   edge-mbm run model.mbm --source clip.mp4    stream a recording
@@ -73,6 +76,8 @@ app.command("export")(export_command)
 app.command("inspect")(inspect_command)
 app.command("compare")(compare_command)
 app.command("doctor")(doctor_command)
+app.command("compile")(compile_command)
+app.add_typer(cache_app, name="cache")
 app.command("verify")(verify_command)
 app.command("bench")(bench_command)
 app.command("run")(run_command)

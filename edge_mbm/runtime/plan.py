@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from edge_mbm.errors import InputError, ManifestError
@@ -39,7 +39,12 @@ class Planned:
     graph: str
 
 
-def plan(manifest: Manifest, heads: Iterable[str] | None = None, variant: str = "auto") -> tuple[Planned, ...]:
+def plan(
+    manifest: Manifest,
+    heads: Iterable[str] | None = None,
+    variant: str = "auto",
+    choose: Callable[[Manifest, str, str], str] | None = None,
+) -> tuple[Planned, ...]:
     """The components that the heads need, in an order that can be run, each with its variant.
 
     Args:
@@ -47,6 +52,7 @@ def plan(manifest: Manifest, heads: Iterable[str] | None = None, variant: str = 
         heads: what to run of ``Manifest.results``; None means its default ones.
         variant: "auto" takes the fastest that was kept for this machine's CPU; a name takes that one, and fp32 where
             a component does not have it.
+        choose: the variant of a component, by name, of one that is wanted; ``choose_variant``'s unless given.
 
     Raises:
         InputError: no such head or variant.
@@ -58,7 +64,7 @@ def plan(manifest: Manifest, heads: Iterable[str] | None = None, variant: str = 
     for name in manifest.order():
         if name in needed:
             component = _runnable(manifest, name)
-            chosen = choose_variant(name, component, variant)
+            chosen = choose(manifest, name, variant) if choose else choose_variant(name, component, variant)
             planned.append(Planned(name, component, chosen, component.variants[chosen].graph or ""))
     return tuple(planned)
 

@@ -13,8 +13,8 @@ import operator
 import sys
 
 NAMES = (
-    "Context.pop", "Context.push", "Context.synchronize", "Device", "Device.compute_capability", "Device.count",
-    "Device.get_attribute", "Device.name", "Device.retain_primary_context", "DeviceAllocation.__int__",
+    "Context.detach", "Context.pop", "Context.push", "Context.synchronize", "Device", "Device.compute_capability",
+    "Device.count", "Device.get_attribute", "Device.name", "Device.retain_primary_context", "DeviceAllocation.__int__",
     "DeviceAllocation.free", "Error", "Event", "Event.record", "Event.time_since", "LogicError", "MemoryError",
     "PagelockedHostAllocation.get_device_pointer", "Stream", "Stream.handle", "Stream.synchronize",
     "device_attribute.INTEGRATED", "get_driver_version", "host_alloc_flags.DEVICEMAP", "init", "mem_alloc",

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 __all__ = ["compile"]
 
+_ESTIMATE_S = 600.0
+"""Over which time the speed of a build is taken: its steps are of very different lengths."""
+
 
 def compile(  # noqa: A001 - the command's name
     bundle: BundlePath,
@@ -147,7 +150,9 @@ class _Bars:
     def __init__(self, console: Console) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
         what = TextColumn("{task.fields[what]}", markup=False)
-        self._progress = Progress(*columns, TimeRemainingColumn(), what, console=console)
+        self._progress = Progress(
+            *columns, TimeRemainingColumn(), what, console=console, speed_estimate_period=_ESTIMATE_S
+        )
         self._task: TaskID | None = None
 
     def begin(self, planned: PlannedEngine) -> None:

@@ -239,6 +239,9 @@ class _Context:
     def push(self) -> None:
         self._driver._stack().append(self)  # noqa: SLF001 - one fake in several classes, as pycuda's driver is
 
+    def detach(self) -> None:
+        self._driver.calls["detach"] += 1
+
 
 class _Stream:
     def __init__(self, driver: FakeDriver) -> None:
@@ -278,6 +281,7 @@ class _Event:
 
     def time_since(self, start: _Event) -> float:
         """Milliseconds: so much for every kernel between the two."""
+        self._driver.check()
         return (self.kernels - start.kernels) * self._driver.call_us / 1000
 
 

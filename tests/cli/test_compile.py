@@ -122,22 +122,6 @@ def test_without_a_gpu_it_says_what_can_be_done(
     assert "'pycuda', which is not installed" in done.err
 
 
-@pytest.mark.needs("tensorrt_rtx_bindings")
-def test_tensorrt_rtx_builds_the_whole_bundle_without_a_gpu(cli: Callable[..., Any], tiny: Path) -> None:
-    """NVIDIA's own builder in the real process; the engines lie in the cache, and are found there."""
-    done = cli("compile", tiny, "--target", "rtx", "--capability", "SM86", "--json")
-    assert done.code == 0, done.err
-    assert [engine["status"] for engine in done.json["engines"]] == ["built"] * 4
-    assert done.json["gpu"] == "any SM86"
-    for engine in done.json["engines"]:
-        assert engine["record"]["size"] > 10_000
-        assert engine["record"]["latency"] is None
-    again = cli("compile", tiny, "--target", "rtx", "--capability", "SM86")
-    assert again.out.count("cached") == 4
-    assert "shows on its GPU" in again.out
-    assert cli("compile", tiny, "--target", "rtx", "--capability", "SM42").code == 2
-
-
 @NEEDS
 def test_the_cache_is_listed_and_emptied(builder: ScriptedBuilder, cli: Callable[..., Any], tiny: Path) -> None:
     """By name, or all; names may be cut short."""

@@ -41,7 +41,7 @@ def main() -> int:
     except EdgeMbmError as error:
         tell(failed=str(error))
     except OSError as error:
-        tell(failed=f"cannot write the engine: {error.strerror}")
+        tell(disk=error.strerror)
     return 0
 
 

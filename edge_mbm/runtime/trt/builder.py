@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
@@ -52,6 +52,7 @@ _REMEDIES = (
     ("insufficient workspace", "free memory on this machine, and compile again"),
     ("could not find any implementation", "free memory on this machine, and compile again"),
 )
+_ROOM = "Make room (edge-mbm cache ls, edge-mbm cache rm), or set XDG_CACHE_HOME to a folder on another disk"
 _ELSE = "run this component's fp32 variant, export without it, or update TensorRT (edge-mbm doctor shows it)"
 
 
@@ -171,12 +172,12 @@ class SubprocessBuilder:
         """See ``EngineBuilder.build``."""
         files = {kind: folder / f"build-{os.getpid()}.{kind}.part" for kind in ("graph", "plan", "timing")}
         try:
-            with _disk(job.name, folder):
+            with _on_disk(job.name, folder):
                 files["graph"].write_bytes(job.graph)
                 files["timing"].write_bytes(job.settings.timing)
-            heard, code = self._run(_worker_job(job, files), advance)
-            _check(job, heard, code)
-            return Built(files["plan"].read_bytes(), files["timing"].read_bytes(), job.settings)
+                heard, code = self._run(_worker_job(job, files), advance)
+                _check(job, heard, code)
+                return Built(files["plan"].read_bytes(), files["timing"].read_bytes(), job.settings)
         finally:
             for path in files.values():
                 path.unlink(missing_ok=True)
@@ -258,6 +259,8 @@ def _check(job: BuildJob, heard: Sequence[Mapping[str, Any]], code: int) -> None
     for message in heard:
         if "failed" in message:
             raise EngineError(f"{job.name}: {message['failed']}")
+        if "disk" in message:
+            raise EngineError(f"{job.name}: the engine cannot be written: {message['disk']}. {_ROOM}")
     for message in heard:
         if "error" in message:
             raise EngineError(_refusal(job, message["node"], message["operator"], message["error"]))
@@ -280,15 +283,9 @@ def _refusal(job: BuildJob, node: str, operator: str, message: str) -> str:
     return f"{job.name}: {job.release} cannot build it{at}: {message.strip()[:500]}. To mend it: {remedy}"
 
 
-class _disk:  # noqa: N801 - used like a function
-    """Turns what a disk refuses into an error that says so."""
-
-    def __init__(self, name: str, folder: Path) -> None:
-        self._name, self._folder = name, folder
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *rest: object) -> None:
-        if isinstance(error, OSError):
-            raise EngineError(f"{self._name}: cannot write to {self._folder}: {error.strerror}") from error
+@contextmanager
+def _on_disk(name: str, folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise EngineError(f"{name}: the disk of {folder} refuses: {error.strerror}. {_ROOM}") from error

@@ -180,7 +180,7 @@ def look_into(name: str, component: Component, plan: bytes, place: Place) -> Loo
         times = np.array([_time(engine) for _ in range(_RUNS)])
         quarter, median, three_quarters = np.percentile(times, (25, 50, 75))
         latency = Latency(median_us=float(median), iqr_us=float(three_quarters - quarter), runs=_RUNS)
-        return Look(got=read_layers(engine.layers), latency=latency)
+        return Look(got=read_layers(engine.describe_layers()), latency=latency)
 
 
 @dataclass(frozen=True)

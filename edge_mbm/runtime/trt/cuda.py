@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -112,6 +113,8 @@ class Cuda:
         self.graphs = graphs
         with self.explain("open the GPU"):
             self._context = driver.Device(0).retain_primary_context()
+        # After all engines, which hold this; by itself pycuda would release it as if it were no primary context.
+        weakref.finalize(self, self._context.detach)
 
     @contextmanager
     def current(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ from edge_mbm.runtime.engine import Arrays
 from edge_mbm.runtime.log import warn
 from edge_mbm.runtime.trt.cuda import Cuda
 from edge_mbm.runtime.trt.place import Place
-from edge_mbm.runtime.trt.release import Release, Said
+from edge_mbm.runtime.trt.release import Said
 from edge_mbm.spec import Component, TensorSpec
 
 if TYPE_CHECKING:
@@ -97,22 +97,21 @@ class TensorRTEngine:
         assert place.cuda is not None
         options = options or EngineOptions()
         self._name = name
-        self._cuda, release = place.cuda, place.release
+        self._cuda, self._release = place.cuda, place.release
         self._use_graph = options.use_graph
         self._mapped = place.gpu.is_integrated if options.mapped is None else options.mapped
         self._lock = threading.Lock()
         self._said: list[str] = []
         self._closed = False
-        self.provider = "TensorRT-RTX" if release.kind == "rtx" else "TensorRT"
+        self.provider = "TensorRT-RTX" if self._release.kind == "rtx" else "TensorRT"
         loaded = self._loaded = _Loaded()
         # Also where nobody closes it: pycuda leaks what is freed while another context is current.
         self._free = weakref.finalize(self, _free, self._cuda, loaded)
         try:
             with self._cuda.current(), self._explain("load"):
-                self._load(plan, release)
-                self._allocate(component, release)
+                self._load(plan)
+                self._allocate(component)
                 self._warm_up()
-                self.layers = release.layers_json(loaded.engine)
         except BaseException:
             self._free()
             raise
@@ -127,10 +126,16 @@ class TensorRTEngine:
         """Whether its work is replayed as a CUDA graph."""
         return self._loaded.graph is not None
 
+    def describe_layers(self) -> str:
+        """What TensorRT's inspector says of its layers, as JSON; megabytes, of a large engine."""
+        with self._cuda.current():
+            return self._release.layers_json(self._loaded.engine)
+
     @property
     def device_us(self) -> float:
         """What the last call took on the GPU, copies included, microseconds; by CUDA's events."""
-        return float(self._loaded.end.time_since(self._loaded.start)) * 1000
+        with self._cuda.current():
+            return float(self._loaded.end.time_since(self._loaded.start)) * 1000
 
     def run(self, inputs: Arrays) -> Arrays:
         """See ``Engine.run``.
@@ -163,8 +168,8 @@ class TensorRTEngine:
         self._closed = True
         self._free()
 
-    def _load(self, plan: bytes, release: Release) -> None:
-        loaded = self._loaded
+    def _load(self, plan: bytes) -> None:
+        loaded, release = self._loaded, self._release
         loaded.runtime = release.trt.Runtime(release.logger(_listener(self._said)))
         loaded.engine = release.deserialize(loaded.runtime, plan)
         if loaded.engine is None:
@@ -175,10 +180,10 @@ class TensorRTEngine:
         if loaded.context is None:
             raise EngineError(f"'{self._name}' cannot be run{self._why()}: free memory on the GPU")
 
-    def _allocate(self, component: Component, release: Release) -> None:
+    def _allocate(self, component: Component) -> None:
         loaded, engine = self._loaded, self._loaded.engine
         specs = {"inputs": component.graph_inputs(), "outputs": component.graph_outputs()}
-        self._check_tensors(engine, release, specs)
+        self._check_tensors(engine, specs)
         loaded.stream = self._cuda.stream()
         loaded.start, loaded.end = self._cuda.driver.Event(), self._cuda.driver.Event()
         for key, spec in specs["inputs"].items():
@@ -200,10 +205,10 @@ class TensorRTEngine:
             raise EngineError(f"'{key}' of '{self._name}' cannot be bound{self._why()}")
         return array
 
-    def _check_tensors(self, engine: Any, release: Release, specs: Mapping[str, Mapping[str, TensorSpec]]) -> None:
+    def _check_tensors(self, engine: Any, specs: Mapping[str, Mapping[str, TensorSpec]]) -> None:
         """Names, types and fixed sizes, both ways."""
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        modes = {name: engine.get_tensor_mode(name) == release.trt.TensorIOMode.INPUT for name in names}
+        modes = {name: engine.get_tensor_mode(name) == self._release.trt.TensorIOMode.INPUT for name in names}
         for kind, expected in specs.items():
             found = {name for name, is_input in modes.items() if is_input == (kind == "inputs")}
             if found != set(expected):

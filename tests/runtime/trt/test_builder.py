@@ -22,7 +22,7 @@ from edge_mbm.testing.tensorrt import ScriptedBuilder
 NEEDS = pytest.mark.needs("onnxruntime")
 # The worker imports "tensorrt": this one is ours, and does what FAKE_TRT says in the middle of a build.
 MODULE = """
-import os, signal, sys, time
+import os, resource, signal, sys
 from edge_mbm.testing.tensorrt import fake_tensorrt
 mode, _, detail = os.environ["FAKE_TRT"].partition(":")
 if mode == "broken":
@@ -36,13 +36,16 @@ def Builder(logger):
         print("chatter of the library", flush=True)
         level = getattr(config, "builder_optimization_level", None)
         if mode == "kill" and level not in (1, 0): os.kill(os.getpid(), signal.SIGKILL)
+        if mode == "full":
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
         if mode == "crash": os.kill(os.getpid(), signal.SIGSEGV)
         if mode == "say":
             logger.log(_trt.ILogger.Severity.ERROR, detail)
             return None
         if mode == "hang":
-            with open(detail, "w") as pipe:
-                pipe.write(str(os.getpid()))
+            pipe = open(detail, "w")  # closed when this process ends
+            print(os.getpid(), file=pipe, flush=True)
             signal.pause()
         return build(network, config)
     builder.build_serialized_network = build_serialized_network
@@ -189,10 +192,11 @@ def test_the_builder_ends_when_the_program_that_wants_it_is_killed(fake: pytest.
     fake.setenv("FAKE_TRT", f"hang:{sign}")
     command = [sys.executable, "-c", PARENT, str(tmp_path), str(Path(__file__).parent)]
     parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    worker = int(sign.read_text())  # waits for it
-    parent.send_signal(signal.SIGKILL)
-    parent.communicate()  # ends when the worker, which holds its stderr, has ended
-    assert not Path(f"/proc/{worker}").exists() or b"Z" in Path(f"/proc/{worker}/stat").read_bytes().split()[2:3]
+    with sign.open() as pipe:  # waits for the worker
+        assert int(pipe.readline()) != parent.pid
+        parent.send_signal(signal.SIGKILL)
+        parent.communicate()
+        assert pipe.read() == ""  # its end: nothing else closes it
 
 
 def test_steps_after_want_of_memory_are_each_smaller_than_the_last(tmp_path: Path) -> None:
@@ -215,5 +219,16 @@ def test_other_failures_are_not_tried_again(tmp_path: Path) -> None:
 @NEEDS
 def test_a_full_disk_is_said_before_the_build(fake: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Where the graph cannot be written there."""
-    with pytest.raises(EngineError, match=r"event fp32: cannot write to .*nowhere: No such file"):
+    with pytest.raises(
+        EngineError, match=r"event fp32: the disk of .*nowhere refuses: No such file.*edge-mbm cache rm"
+    ):
         SubprocessBuilder().build(replace(JOB, graph=graph()), tmp_path / "nowhere", Heard())
+
+
+@NEEDS
+def test_a_disk_that_is_full_after_the_build_is_said_too(fake: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where the worker cannot write the engine."""
+    fake.setenv("FAKE_TRT", "full")
+    with pytest.raises(EngineError, match=r"event fp32: the engine cannot be written: File too large\. Make room"):
+        build(tmp_path)
+    assert not list(tmp_path.glob("*.part"))

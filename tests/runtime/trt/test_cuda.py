@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import shutil
 import subprocess
@@ -86,6 +87,15 @@ def test_the_context_is_current_inside_and_gone_afterwards(driver: FakeDriver) -
     with pytest.raises(KeyError), cuda.current():
         raise KeyError
     assert driver.depth == 0
+
+
+def test_the_context_is_let_go_after_everything_that_was_made_in_it(driver: FakeDriver) -> None:
+    """Once, with the last that holds it; and not by pycuda itself, which takes it for a context of its own making."""
+    cuda = Cuda(driver, FakeGraphs(driver))
+    assert driver.calls["detach"] == 0
+    del cuda
+    gc.collect()
+    assert driver.calls["detach"] == 1
 
 
 def test_what_fails_once_and_what_is_lost_are_told_apart(driver: FakeDriver) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -161,38 +160,3 @@ def test_what_is_installed_is_found_and_says_what_it_is(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     assert str(find_release()) == "TensorRT 10.16.1"
     assert str(release("1.7.1", "rtx")) == "TensorRT-RTX 1.7.1"
-
-
-BUILD = """
-import sys
-from pathlib import Path
-from edge_mbm.runtime.trt.release import BuildSettings, find_release
-made = find_release("rtx")
-said = []
-logger = made.logger(lambda severity, message: said.append(severity))
-builder = made.trt.Builder(logger)
-network = made.create_network(builder)
-assert made.parse(network, logger, Path(sys.argv[1]).read_bytes()) == ()
-config = made.configure(builder, network, BuildSettings(workspace=1 << 28, level=1, capability="SM86"))
-steps = []
-made.watch(config, lambda *step: steps.append(step))
-plan = made.serialize(builder, network, config)
-again = made.configure(builder, network, BuildSettings(capability="SM86", timing=made.timing_of(config)))
-print(len(plan) > 1000, len(steps) > 2, steps[-1][2], made.is_strongly_typed, made.has_levels, made.has_progress)
-print(made, *made.capabilities)
-assert set(said) <= {"warning", "error"}, said
-assert made.parse(made.create_network(builder), logger, b"nonsense")
-"""
-
-
-@pytest.mark.needs("tensorrt_rtx_bindings")
-def test_the_real_tensorrt_rtx_goes_through_all_of_it(tmp_path: Any) -> None:
-    """In a process of its own: the same code, an engine that is none of ours, progress, and a timing cache."""
-    (tmp_path / "graph.onnx").write_bytes(graph())
-    command = [sys.executable, "-c", BUILD, str(tmp_path / "graph.onnx")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-    first, second = done.stdout.splitlines()[-2:]
-    assert first == "True True -1 True True True"
-    assert second.startswith("TensorRT-RTX 1.")
-    assert {"SM86", "SM89"} <= set(second.split())

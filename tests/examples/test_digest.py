@@ -364,7 +364,7 @@ def test_a_video_without_sound_has_no_words_and_a_warning(tmp_path: Path) -> Non
         pass
     said, [warning] = heard.result()
     assert said == ()
-    assert re.search(r"What is said .* silent\.mkv", warning)
+    assert re.search(r"What is said .*silent\.mkv has no audio", warning)
 
 
 def test_a_listener_stops_when_the_pictures_fail() -> None:

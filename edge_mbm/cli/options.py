@@ -134,8 +134,8 @@ ProviderChoice: TypeAlias = Annotated[
     Provider,
     typer.Option(
         "--provider",
-        help="What runs it: ONNX Runtime on the CPU, or TensorRT, or TensorRT-RTX, with the engines that edge-mbm "
-        "compile built on this device.",
+        help="What runs it: ONNX Runtime on the CPU, or on CUDA; or TensorRT, or TensorRT-RTX, with the engines that "
+        "edge-mbm compile built on this device.",
         rich_help_panel="Model",
     ),
 ]

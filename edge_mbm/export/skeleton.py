@@ -16,6 +16,7 @@ from edge_mbm.export.recipe import (
     DecoderRecipe,
     DetectorRecipe,
     EncoderRecipe,
+    HeadRecipe,
     InputRecipe,
     Recipe,
     StateRecipe,
@@ -165,54 +166,22 @@ def _freed(tensor: TensorSpec) -> TensorSpec:
     return replace(tensor, shape=("batch", *tensor.shape[1:]))
 
 
+_KINDS: dict[type, Any] = {EncoderRecipe: Encoder, DetectorRecipe: Detector, DecoderRecipe: Decoder, HeadRecipe: Head}
+
+
 def _assemble(
     component: ComponentRecipe, inputs: dict[str, Input], outputs: dict[str, Output], states: tuple[State, ...]
 ) -> Skeleton:
-    if isinstance(component, EncoderRecipe):
-        return Encoder(
-            inputs=inputs,
-            outputs=outputs,
-            variants={},
-            states=states,
-            window=component.window,
-            gate=component.gate,
-            utterances=component.utterances,
-            max_gap_ns=component.max_gap_ns,
-        )
-    if isinstance(component, DetectorRecipe):
-        return Detector(
-            inputs=inputs,
-            outputs=outputs,
-            variants={},
-            states=states,
-            max_regions=component.max_regions,
-            score_threshold=component.score_threshold,
-            iou_threshold=component.iou_threshold,
-        )
+    """What recipe and manifest call by the same name is the same."""
+    kind = _KINDS[type(component)]
+    fields = {key: getattr(component, key) for key in kind.__struct_fields__ if hasattr(component, key)}
+    fields |= {"inputs": inputs, "outputs": outputs, "states": states, "variants": {}}
+    if isinstance(component, HeadRecipe):
+        fields["present"] = Present(input="present", order=component.present) if component.present else None
     if isinstance(component, DecoderRecipe):
-        return Decoder(
-            inputs=inputs,
-            outputs=outputs,
-            variants={},
-            states=states,
-            algorithm="autoregressive",
-            tokenizer=component.tokenizer,
-            max_tokens=component.max_tokens,
-            start=component.start,
-            end=component.end,
-            suppress=component.suppress,
-            suppress_first=component.suppress_first,
-        )
-    return Head(
-        inputs=inputs,
-        outputs=outputs,
-        variants={},
-        states=states,
-        pivot=component.pivot,
-        deadline_ns=component.deadline_ns,
-        tolerance_ns=component.tolerance_ns,
-        present=Present(input="present", order=component.present) if component.present else None,
-    )
+        fields["algorithm"] = "autoregressive"
+    made: Skeleton = kind(**fields)
+    return made
 
 
 def _input_tensor(

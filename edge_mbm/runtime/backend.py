@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Literal, Protocol, TypeAlias
 
-from edge_mbm.runtime.engine import Engine, EngineLoader, OnnxRuntimeEngine
+from edge_mbm.errors import EngineError
+from edge_mbm.runtime.engine import CUDA, Engine, EngineLoader, OnnxRuntimeEngine
+from edge_mbm.runtime.log import warn
 from edge_mbm.runtime.plan import choose_variant
 from edge_mbm.spec import Component, Manifest
 
-__all__ = ["Backend", "OnnxRuntimeBackend", "Provider", "open_backend"]
+__all__ = ["Backend", "CudaBackend", "OnnxRuntimeBackend", "Provider", "open_backend"]
 
-Provider: TypeAlias = Literal["cpu", "tensorrt", "rtx"]
-"""ONNX Runtime on the CPU; TensorRT; TensorRT-RTX."""
+Provider: TypeAlias = Literal["cpu", "cuda", "tensorrt", "rtx"]
+"""ONNX Runtime on the CPU; ONNX Runtime on CUDA; TensorRT; TensorRT-RTX."""
 
 
 class Backend(Protocol):
@@ -58,6 +60,33 @@ class OnnxRuntimeBackend:
         return OnnxRuntimeEngine(name, component, graph, threads=self._threads)
 
 
+class CudaBackend:
+    """ONNX Runtime on CUDA: no engine to build first, and slower than TensorRT's. A ``Backend``.
+
+    Args:
+        threads: intra-op threads of each engine, for nodes that have no CUDA kernel.
+        instead: runs components that CUDA cannot; None makes that an error.
+    """
+
+    def __init__(self, threads: int = 1, instead: Backend | None = None) -> None:
+        self._threads = threads
+        self._instead = instead
+
+    def choose(self, manifest: Manifest, name: str, wanted: str = "auto") -> str:
+        """See ``Backend.choose``: of the variants for any target, since one for a kind of CPU is slow on a GPU."""
+        return choose_variant(name, manifest.components[name], wanted, machine="no CPU")
+
+    def load(self, name: str, component: Component, graph: bytes) -> Engine:
+        """See ``Backend.load``."""
+        try:
+            return OnnxRuntimeEngine(name, component, graph, threads=self._threads, provider=CUDA)
+        except EngineError as error:
+            if self._instead is None:
+                raise
+            warn(__name__, "'%s' cannot run on CUDA (%s): it runs on the CPU instead, as allowed", name, error)
+            return self._instead.load(name, component, graph)
+
+
 def open_backend(
     provider: Provider, *, threads: int = 1, allow_fallback: bool = False, load: EngineLoader | None = None
 ) -> Backend:
@@ -75,6 +104,8 @@ def open_backend(
     onnxruntime = OnnxRuntimeBackend(threads, load)
     if provider == "cpu" or load is not None:
         return onnxruntime
+    if provider == "cuda":
+        return CudaBackend(threads, onnxruntime if allow_fallback else None)
     # Only now: a device without TensorRT loads nothing of it.
     from edge_mbm.runtime.trt.backend import TensorRTBackend  # noqa: PLC0415 - see above
     from edge_mbm.runtime.trt.cache import EngineCache  # noqa: PLC0415

@@ -16,7 +16,7 @@ from edge_mbm.spec import Component
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Engine", "EngineLoader", "OnnxRuntimeEngine", "import_onnxruntime"]
+__all__ = ["CPU", "CUDA", "Engine", "EngineLoader", "OnnxRuntimeEngine", "import_onnxruntime"]
 
 Arrays = Mapping[str, "NDArray[Any]"]
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"

@@ -58,14 +58,18 @@ class Portraits:
         self._session = bundle.session(SessionOptions(heads=(_reader(manifest, self.encoder),)))
 
     def faces(self, photo: Path) -> list[Face]:
-        """All that are found on a photo, the surest first.
+        """As ``faces_in``, of a file; raises InputError too if it cannot be read."""
+        return self.faces_in(_read(photo))
+
+    def faces_in(self, picture: NDArray[np.uint8]) -> list[Face]:
+        """All that are found in a picture, uint8[H, W, 3] RGB, the surest first.
 
         Raises:
-            InputError: it cannot be read.
+            InputError: it is no picture.
             EngineError: a component failed.
             MissingDependencyError: OpenCV is not installed.
         """
-        found = self._session.run_components(**{self._modality: _read(photo)})
+        found = self._session.run_components(**{self._modality: picture})
         regions, vectors = found[self._regions][0], found[self._vectors][0]
         there = regions[:, 4] > 0
         return [Face(box[:4], vector) for box, vector in zip(regions[there], vectors[there], strict=True)]

@@ -73,8 +73,8 @@ class SessionOptions:
         heads: what gives results, of ``Manifest.results``; None means its default ones. What none needs is not loaded.
         variant: "auto" for the fastest kept for this machine, or a name ("fp32").
         threads: intra-op threads of each engine.
-        provider: what runs the components: "cpu" (ONNX Runtime), "tensorrt" or "rtx" (engines that ``edge-mbm compile``
-            built on this device).
+        provider: what runs the components: "cpu" or "cuda" (ONNX Runtime), "tensorrt" or "rtx" (engines that
+            ``edge-mbm compile`` built on this device).
         allow_fallback: whether the CPU runs what the provider cannot, such as a component whose engine is not built
             yet; ``Result.provider`` says so. Otherwise that is an error.
         audio_buffer_s: audio, and video in windows, that may wait to be encoded, seconds; beyond it the oldest is

@@ -12,6 +12,7 @@ import ctypes
 import gc
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,9 +23,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import edge_mbm
+from edge_mbm import SessionOptions
 from edge_mbm.errors import EngineError
 from edge_mbm.runtime import OnnxRuntimeEngine
 from edge_mbm.runtime import engine as engine_module
+from edge_mbm.runtime.backend import CudaBackend
 from edge_mbm.runtime.states import HostStates, states_of
 from edge_mbm.spec import Component, TensorSpec
 from edge_mbm.testing import tiny_bundle
@@ -143,6 +146,7 @@ class Gpu:
             ) -> None:
                 gpu.asked.append(providers)
                 assert enable_fallback == 0
+                self._is_cpu = providers == [CPU]
                 self._real = onnxruntime.InferenceSession(graph, sess_options, providers=[CPU])
                 self.get_inputs, self.get_outputs = self._real.get_inputs, self._real.get_outputs
                 if gpu.nodes is not None:
@@ -151,10 +155,13 @@ class Gpu:
             def get_providers(self) -> list[str]:
                 return [CUDA, CPU] if gpu.starts else [CPU]
 
-            def io_binding(self) -> Binding:
-                return Binding(gpu)
+            def io_binding(self) -> Any:
+                return self._real.io_binding() if self._is_cpu else Binding(gpu)
 
-            def run_with_iobinding(self, binding: Binding) -> None:
+            def run_with_iobinding(self, binding: Any) -> None:
+                if self._is_cpu:
+                    self._real.run_with_iobinding(binding)
+                    return
                 assert not gpu.copying, "a run does not wait for copies"
                 names = list(binding.outputs)
                 for name, value in zip(names, self._real.run(names, binding.inputs), strict=True):
@@ -446,3 +453,47 @@ def test_the_real_onnxruntime_says_where_nodes_are() -> None:
     session = onnxruntime.InferenceSession(part("event")[2], options, providers=[CPU])
     says = hasattr(session, "get_provider_graph_assignment_info")
     assert engine_module._providers_of_nodes(session) == ({CPU} if says else None)
+
+
+# --- behind a session's option ---------------------------------------------------------------------------------------
+
+ON_CUDA = SessionOptions(provider="cuda")
+
+
+def test_a_session_is_told_to_run_on_cuda(use: Callable[[Gpu], Gpu]) -> None:
+    """By an option, the same as on the command line; each component of it does."""
+    use(Gpu())
+    with edge_mbm.load(tiny_bundle()) as bundle, bundle.session(ON_CUDA) as session:
+        assert {engine.provider for engine in session.engines.values()} == {CUDA}
+        [result] = session.infer(image=np.full((8, 8, 3), (0, 255, 0), np.uint8))
+        assert (result.output.label, result.provider) == ("green", CUDA)
+
+
+def test_the_cpu_is_used_instead_only_where_that_is_allowed(
+    use: Callable[[Gpu], Gpu], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Otherwise it is an error; where it is allowed, the log and every result say so."""
+    gpu = use(Gpu(starts=False))
+    with edge_mbm.load(tiny_bundle()) as bundle:
+        with pytest.raises(EngineError, match="did not start"):
+            bundle.session(ON_CUDA)
+        allowed = replace(ON_CUDA, allow_fallback=True)
+        with bundle.session(allowed) as session:
+            [result] = session.infer(image=np.full((8, 8, 3), (0, 255, 0), np.uint8))
+    assert (result.output.label, result.provider) == ("green", CPU)
+    assert "'event' cannot run on CUDA" in caplog.text
+    assert gpu.allocated == 0
+
+
+def test_only_graphs_for_any_target_are_chosen() -> None:
+    """What is fastest on a kind of CPU, in 8 bits, is not on a GPU; a name that CUDA cannot run is fp32 instead."""
+    with edge_mbm.load(tiny_bundle()) as bundle:
+        manifest = bundle.manifest
+    component = manifest.components["event"]
+    plain = component.variants["fp32"]
+    for target in ("x86-cpu", "arm-cpu"):
+        fast = msgspec.structs.replace(plain, target=target)
+        both = msgspec.structs.replace(component, variants={"fp32": plain, "int8": fast})
+        changed = msgspec.structs.replace(manifest, components=manifest.components | {"event": both})
+        for wanted in ("auto", "int8", "fp32"):
+            assert CudaBackend().choose(changed, "event", wanted) == "fp32"

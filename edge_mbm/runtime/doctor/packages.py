@@ -89,11 +89,15 @@ _WORKSTATION = (
 _RUN_TINY = """
 import numpy, edge_mbm
 from edge_mbm.testing import tiny_bundle
-with edge_mbm.load(tiny_bundle()) as bundle, bundle.session() as session:
+options = edge_mbm.SessionOptions(provider="PROVIDER")
+with edge_mbm.load(tiny_bundle()) as bundle, bundle.session(options) as session:
     [result] = session.infer(image=numpy.full((8, 8, 3), (0, 255, 0), numpy.uint8))
     assert result.output.label == "green", f"it computes {result.output.label}, which is wrong"
     print("ran the tiny bundle on " + result.provider)
 """
+
+_PROVIDERS = "import onnxruntime\nprint(onnxruntime.get_available_providers())"
+_CUDA_REMEDY = "CUDA and cuDNN of the versions that this onnxruntime was built for (on a Jetson, of its JetPack)"
 
 
 def check_device_packages(machine: Machine, probes: Probes) -> tuple[Check, ...]:
@@ -109,8 +113,12 @@ def check_workstation_packages(machine: Machine, probes: Probes) -> tuple[Check,
 def check_engines(machine: Machine, probes: Probes) -> tuple[Check, ...]:
     """Each engine runs a bundle of a few kilobytes."""
     [ort] = [package for package in _DEVICE if package.module == "onnxruntime"]
-    remedy = _remedy(ort, machine)
-    return (_judge("ONNX Runtime", ort.purpose, probes.run_python(_RUN_TINY), remedy),)
+    on_cpu = probes.run_python(_RUN_TINY.replace("PROVIDER", "cpu"))
+    engines = [_judge("ONNX Runtime", ort.purpose, on_cpu, _remedy(ort, machine))]
+    if probes.is_there("onnxruntime") and "CUDAExecutionProvider" in probes.run_python(_PROVIDERS).output:
+        on_cuda = probes.run_python(_RUN_TINY.replace("PROVIDER", "cuda"))
+        engines.append(_judge("ONNX Runtime, CUDA", "running bundles on the GPU", on_cuda, _CUDA_REMEDY))
+    return tuple(engines)
 
 
 def _check(package: _Package, machine: Machine, probes: Probes) -> Check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -62,23 +63,38 @@ def run_within(command: Sequence[str], patience_s: float) -> Outcome:
         command: the program, looked for on PATH, and its arguments.
         patience_s: after which it is killed, seconds.
     """
-    environment = os.environ | {"LC_ALL": "C", "SYSTEMD_PAGER": ""}
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             command,
-            capture_output=True,
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            timeout=patience_s,
-            check=False,
-            env=environment,
+            env=os.environ | {"LC_ALL": "C", "SYSTEMD_PAGER": ""},
+            start_new_session=True,
         )
-    except subprocess.TimeoutExpired:
-        return Outcome(code=_TOO_LONG, output="", errors=f"nothing happened for {patience_s:g} s")
     except OSError as error:
         return Outcome(code=_NOT_FOUND, output="", errors=f"{command[0]}: {error.strerror}")
-    return Outcome(code=done.returncode, output=done.stdout, errors=done.stderr)
+    try:
+        output, errors = process.communicate(timeout=patience_s)
+    except subprocess.TimeoutExpired:
+        return Outcome(code=_TOO_LONG, output="", errors=f"nothing happened for {patience_s:g} s")
+    finally:
+        _end(process)
+    return Outcome(code=process.returncode, output=output, errors=errors)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """With all that it started; one that hangs in a driver does not die, and is left behind."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=1)
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
 
 
 def _run(command: Sequence[str]) -> Outcome:

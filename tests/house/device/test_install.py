@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -185,6 +186,21 @@ def test_wrong_use_is_exit_code_2(jetson: Any, options: tuple[str, ...]) -> None
     done = jetson.run("install.sh", *options)
     assert done.returncode == 2
     assert "Use: sudo runtime/install.sh" in done.stderr
+
+
+def test_without_a_wheel_the_newest_is_taken(jetson: Any, tmp_path: Path) -> None:
+    """Of dist/ beside runtime/; with none there, the error says how to make one."""
+    shutil.copytree(ROOT / "runtime", tmp_path / "here/runtime")
+    script = tmp_path / "here/runtime/install.sh"
+    done = jetson.run(script, "--dry-run")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no wheel of edge-mbm: make one on the workstation (python -m build --wheel)")
+    for age, name in enumerate(("0.10.0", "0.9.0", "0.1.0")):
+        wheel = tmp_path / f"here/dist/edge_mbm-{name}-py3-none-any.whl"
+        wheel.parent.mkdir(exist_ok=True)
+        wheel.write_text(name)
+        os.utime(wheel, (1e9 - age, 1e9 - age))
+    assert "edge_mbm-0.10.0-py3-none-any.whl av" in jetson.run(script, "--dry-run").stdout
 
 
 def test_a_wheel_that_is_not_there_is_an_error(jetson: Any, tmp_path: Path) -> None:

@@ -72,6 +72,24 @@ def test_a_command_that_hangs_is_given_up(tmp_path: Path) -> None:
     assert (outcome.code, outcome.failure) == (124, "nothing happened for 0.2 s")
 
 
+def test_what_a_hanging_command_started_ends_with_it(tmp_path: Path) -> None:
+    """Or else every look at a machine on which something hangs would leave more of it there."""
+    pipe, written = tmp_path / "pipe", tmp_path / "pid"
+    os.mkfifo(pipe)
+    assert run_within(["sh", "-c", f"cat {pipe} & echo $! >{written}; wait"], 0.5).code == 124
+    while lives(int(written.read_text())):  # it is killed, and dies soon
+        os.sched_yield()
+
+
+def lives(pid: int) -> bool:
+    """Whether it is there, and no zombie that nobody has asked about."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state not in "ZX"
+
+
 def test_commands_really_run(tmp_path: Path) -> None:
     """With their exit codes; one that is not there, or may not be run, is not found."""
     probes = Probes()

@@ -210,7 +210,7 @@ def test_a_one_shot_on_a_lost_gpu_closes_the_session(here: Place, tiny_trt: Bund
 
 def test_a_provider_that_there_is_not_is_refused() -> None:
     """With those that there are."""
-    with pytest.raises(InputError, match="no provider 'npu'; there are cpu, tensorrt, rtx"):
+    with pytest.raises(InputError, match="no provider 'npu'; there are cpu, cuda, tensorrt, rtx"):
         SessionOptions(provider="npu")  # type: ignore[arg-type]
 
 

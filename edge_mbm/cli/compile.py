@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from edge_mbm.cli.options import BundlePath, Heads, Json
+from edge_mbm.cli.options import BundlePath, Json
 from edge_mbm.cli.terminal import clean, figure, human, make_table, size, write_json
 from edge_mbm.runtime.bundle import load
 from edge_mbm.runtime.trt.builder import SubprocessBuilder
@@ -62,7 +62,16 @@ def compile(  # noqa: A001 - the command's name
             rich_help_panel="Model",
         ),
     ] = None,
-    head: Heads = None,
+    head: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--head",
+            metavar="NAME",
+            help="Build only what this head needs; may be given several times. Without it every component is built.",
+            show_default=False,
+            rich_help_panel="Model",
+        ),
+    ] = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Build what is in the cache again.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say which engines would be built; build nothing.")
@@ -77,7 +86,9 @@ def compile(  # noqa: A001 - the command's name
 
     Exit code 0: every component has an engine. 6: one has none, or there is no GPU. 7: TensorRT is not installed.
 
-    Example: edge-mbm compile model.mbm, then edge-mbm run model.mbm --provider tensorrt --source clip.mp4
+    Example: edge-mbm compile model.mbm
+
+    Example: edge-mbm run model.mbm --provider tensorrt --source clip.mp4
     """
     options = CompileOptions(heads=tuple(head) if head else None, rebuild=rebuild)
     with load(bundle) as opened:

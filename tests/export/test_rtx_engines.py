@@ -7,10 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 import edge_mbm
 from edge_mbm.cli import main
+from edge_mbm.errors import EngineError
+from edge_mbm.runtime.trt.builder import BuildJob, SubprocessBuilder
+from edge_mbm.runtime.trt.release import BuildSettings
 from edge_mbm.testing import tiny_bundle
 
 pytestmark = pytest.mark.needs("tensorrt_rtx_bindings")
@@ -71,6 +76,30 @@ def test_it_builds_a_whole_bundle_by_the_command(
     for engine in answers[0]["engines"]:
         assert engine["record"]["size"] > 10_000
         assert engine["record"]["latency"] is None
+
+
+def test_what_it_refuses_is_an_error_with_node_release_and_remedy(tmp_path: Path) -> None:
+    """Its own words, through the real process; nothing is left in the folder."""
+    scale, zero = numpy_helper.from_array(np.float32(0.1), "s"), numpy_helper.from_array(np.int8(3), "z")
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], name="to_int8"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"], name="from_int8"),
+    ]
+    edges = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4]) for name in "xy"]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", [edges[0]], [edges[1]], [scale, zero]),
+        opset_imports=[helper.make_opsetid("", 20)],
+        ir_version=10,
+    )
+    settings = BuildSettings(capability="SM86")
+    job = BuildJob("net trt-int8", model.SerializeToString(), "rtx", "TensorRT-RTX 1.7", settings)
+    with pytest.raises(EngineError) as info:
+        SubprocessBuilder().build(job, tmp_path, lambda share, what: None)
+    message = str(info.value)
+    assert message.startswith("net trt-int8: TensorRT-RTX 1.7 cannot build it at 'to_int8' (QuantizeLinear): ")
+    assert "Non-zero zero point is not supported" in message
+    assert message.endswith("To mend it: quantize symmetrically, as edge-mbm export does for TensorRT targets")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_it_builds_for_no_gpu_that_it_does_not_know(tiny: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -45,7 +45,7 @@ _LEAST_WORKSPACE = 16 << 20
 _LAST_LINES = 5
 _MEMORY = ("out of memory", "outofmemory", "failed to allocate", "cuda failure: 2", "std::bad_alloc")
 _REMEDIES = (
-    ("non-zero zero point", "quantize symmetrically (form = tensorrt in the recipe), and export again"),
+    ("non-zero zero point", "quantize symmetrically, as edge-mbm export does for TensorRT targets"),
     ("uint8", "cast to float32 in the model before it is resized or transposed, and export again"),
     ("plugin not found", "export with standard operators only: no plugins, no custom operators"),
     ("same input types", "cast one side in the model: in a strongly typed network nothing is converted by itself"),

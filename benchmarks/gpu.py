@@ -25,7 +25,8 @@ import numpy as np
 import edge_mbm
 from edge_mbm.runtime import Bundle, OnnxRuntimeEngine
 from edge_mbm.runtime.states import states_of
-from edge_mbm.runtime.trt.builder import EngineBuilder, SubprocessBuilder
+from edge_mbm.runtime.trt.build_process import SubprocessBuilder
+from edge_mbm.runtime.trt.builder import EngineBuilder
 from edge_mbm.runtime.trt.cache import EngineCache
 from edge_mbm.runtime.trt.compiling import PlannedEngine, compile_bundle
 from edge_mbm.runtime.trt.engine import EngineOptions, TensorRTEngine

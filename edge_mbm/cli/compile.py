@@ -19,7 +19,7 @@ from rich.progress import (
 from edge_mbm.cli.options import BundlePath, Json
 from edge_mbm.cli.terminal import clean, figure, human, make_table, size, write_json
 from edge_mbm.runtime.bundle import load
-from edge_mbm.runtime.trt.builder import SubprocessBuilder
+from edge_mbm.runtime.trt.build_process import SubprocessBuilder
 from edge_mbm.runtime.trt.cache import EngineCache
 from edge_mbm.runtime.trt.compiling import (
     Compiled,

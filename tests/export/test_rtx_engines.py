@@ -14,7 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 import edge_mbm
 from edge_mbm.cli import main
 from edge_mbm.errors import EngineError
-from edge_mbm.runtime.trt.builder import BuildJob, SubprocessBuilder
+from edge_mbm.runtime.trt.build_process import SubprocessBuilder
+from edge_mbm.runtime.trt.builder import BuildJob
 from edge_mbm.runtime.trt.release import BuildSettings
 from edge_mbm.testing import tiny_bundle
 

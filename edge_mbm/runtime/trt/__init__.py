@@ -7,7 +7,8 @@
     place.py        the two together: what engines are built with and run on
     layers.py       which precision each layer of an engine got
     cache.py        engines on disk: found by all that they depend on, trusted only when whole and ours
-    builder.py      one engine built in a process of its own (build_worker.py), again with less when memory runs out
+    builder.py      one engine built, again with less when memory runs out
+    build_*.py      in a process of its own: the side that waits, the side that builds, what they say to each other
     phases.py       TensorRT's nested progress as one share
     compiling.py    every engine of a bundle, built one at a time and measured
     choosing.py     which of a component's engines pays here

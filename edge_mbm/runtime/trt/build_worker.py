@@ -1,6 +1,6 @@
 """The process that builds one engine: reads a job from standard input, writes a line for each thing that happens.
 
-Run by ``edge_mbm.runtime.trt.builder``; not for people. TensorRT's logger is one for a whole process, some graphs
+Run by ``edge_mbm.runtime.trt.build_process``; not for people. TensorRT's logger is one for a whole process, some graphs
 crash its builder, and when memory runs out this is the process that Linux should kill. It ends with its parent: when
 standard input closes, nobody wants the engine any more.
 """
@@ -12,17 +12,17 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 
 from edge_mbm.errors import EdgeMbmError
-from edge_mbm.runtime.trt.builder import WorkerJob
+from edge_mbm.runtime.trt.build_messages import Done, Failed, Log, Message, NoRoom, Refused, Step, WorkerJob
 from edge_mbm.runtime.trt.release import BuildSettings, find_release
 
 __all__ = ["main"]
 
-Tell: TypeAlias = Callable[..., None]
+Tell: TypeAlias = Callable[[Message], None]
 
 
 def main() -> int:
@@ -33,37 +33,37 @@ def main() -> int:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _be_the_one_to_kill()
 
-    def tell(**found: Any) -> None:
-        lines.write(msgspec.json.encode(found) + b"\n")
+    def tell(message: Message) -> None:
+        lines.write(msgspec.json.encode(message) + b"\n")
 
     try:
         _build(job, tell)
     except EdgeMbmError as error:
-        tell(failed=str(error))
+        tell(Failed(str(error)))
     except OSError as error:
-        tell(disk=error.strerror)
+        tell(NoRoom(error.strerror or str(error)))
     return 0
 
 
 def _build(job: WorkerJob, tell: Tell) -> None:
     release = find_release(job.kind)
-    logger = release.logger(lambda severity, message: tell(severity=severity, log=message))
+    logger = release.logger(lambda severity, message: tell(Log(severity, message)))
     builder = release.trt.Builder(logger)
     network = release.create_network(builder)
     problems = release.parse(network, logger, Path(job.graph).read_bytes())
     for problem in problems:
-        tell(node=problem.node, operator=problem.operator, error=problem.message)
+        tell(Refused(problem.node, problem.operator, problem.message))
     if problems:
         return
     timing = Path(job.timing)
     settings = BuildSettings(job.workspace, job.level, job.capability, timing.read_bytes())
     config = release.configure(builder, network, settings)
-    release.watch(config, lambda phase, parent, done, total: tell(phase=phase, parent=parent, done=done, total=total))
+    release.watch(config, lambda *step: tell(Step(*step)))
     plan = release.serialize(builder, network, config)
     if plan is not None:
         Path(job.plan).write_bytes(plan)
         timing.write_bytes(release.timing_of(config))
-        tell(built=len(plan))
+        tell(Done())
 
 
 def _end_with_parent() -> None:

@@ -14,7 +14,8 @@ import pytest
 
 import edge_mbm
 from edge_mbm.errors import EngineError
-from edge_mbm.runtime.trt.builder import BuildJob, OutOfMemoryError, SubprocessBuilder, build_with_less
+from edge_mbm.runtime.trt.build_process import SubprocessBuilder
+from edge_mbm.runtime.trt.builder import BuildJob, OutOfMemoryError, build_with_less
 from edge_mbm.runtime.trt.release import BuildSettings
 from edge_mbm.testing import tiny_bundle
 from edge_mbm.testing.tensorrt import ScriptedBuilder
@@ -179,7 +180,7 @@ from dataclasses import replace
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_builder import JOB, graph, Heard
-from edge_mbm.runtime.trt.builder import SubprocessBuilder
+from edge_mbm.runtime.trt.build_process import SubprocessBuilder
 SubprocessBuilder().build(replace(JOB, graph=graph()), Path(sys.argv[1]), Heard())
 """
 

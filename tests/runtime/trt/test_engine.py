@@ -364,3 +364,26 @@ def test_two_components_do_not_wait_for_each_other(place: Place, driver: FakeDri
     before = driver.done["kernel"]
     first.run({})
     assert driver.done["kernel"] == before + 1
+
+
+def test_components_run_in_threads_of_their_own(place: Place) -> None:
+    """As a live stream's encoders do: each thread's context is its own, and no numbers mix."""
+    names = ("event", "image_encoder")
+    wrong: dict[str, int] = {}
+
+    def work(name: str) -> None:
+        rng, component = np.random.default_rng(len(name)), part(name)[1]
+        reference, engine = OnnxRuntimeEngine(*part(name)), load(place, name)
+        wrong[name] = 0
+        for _ in range(100):
+            given = {k: rng.uniform(0, 200, s.resolve()).astype(s.dtype) for k, s in component.graph_inputs().items()}
+            expected, got = reference.run(given), engine.run(given)
+            wrong[name] += not all(np.array_equal(got[key], value) for key, value in expected.items())
+        engine.close()
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert wrong == dict.fromkeys(names, 0)

@@ -197,23 +197,25 @@ class _Shop:
 
     def have(self, planned: PlannedEngine) -> Compiled:
         """The engine: from the cache, or built. Another process may have built it while this one waited."""
-        known = None if self.options.rebuild else self.cache.find(planned.key)
+        known = self._known(planned)
         if known is not None:
-            return _compiled(planned, "cached", known.record)
+            return known
         with self.cache.building(self.watch.wait) as folder:
-            known = None if self.options.rebuild else self.cache.find(planned.key)
-            if known is not None:
-                return _compiled(planned, "cached", known.record)
-            self.watch.begin(planned)
-            try:
-                record, plan = self._build(planned, folder)
-            except DeviceLostError:
-                raise
-            except EngineError as error:
-                return Compiled(
-                    component=planned.component, variant=planned.variant, status="failed", problem=str(error)
-                )
-            return _compiled(planned, "built", self.cache.store(record, plan))
+            return self._known(planned) or self._made(planned, folder)
+
+    def _known(self, planned: PlannedEngine) -> Compiled | None:
+        found = None if self.options.rebuild else self.cache.find(planned.key)
+        return None if found is None else _compiled(planned, "cached", found.record)
+
+    def _made(self, planned: PlannedEngine, folder: Path) -> Compiled:
+        self.watch.begin(planned)
+        try:
+            record, plan = self._build(planned, folder)
+        except DeviceLostError:
+            raise
+        except EngineError as error:
+            return Compiled(component=planned.component, variant=planned.variant, status="failed", problem=str(error))
+        return _compiled(planned, "built", self.cache.store(record, plan))
 
     def _build(self, planned: PlannedEngine, folder: Path) -> tuple[EngineRecord, bytes]:
         name = f"{planned.component} {planned.variant}"

@@ -143,7 +143,7 @@ def test_states_go_from_run_to_run_as_on_the_cpu(make_place: Any, mapped: bool) 
             told.append(float(outputs["level"].item()))  # noqa: B023
 
         step(8.0)
-        step(4.0)
+        step(6.0)
         saved = states.save()
         step(2.0)
         states.restore(saved)
@@ -152,7 +152,7 @@ def test_states_go_from_run_to_run_as_on_the_cpu(make_place: Any, mapped: bool) 
         step(1.0)
         answers.append((told, {key: value.tolist() for key, value in saved.items()}))
     assert answers[0] == answers[1]
-    assert answers[1][0] == [4.0, 4.0, 3.0, 3.0, 0.5]
+    assert answers[1][0] == [4.0, 5.0, 3.5, 3.5, 0.5]
 
 
 def test_states_never_leave_the_gpu(place: Place, driver: FakeDriver) -> None:

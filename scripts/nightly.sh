@@ -12,9 +12,11 @@ python examples/zoo/whisper.py .cache/zoo
 python examples/zoo/faces.py .cache/zoo
 python examples/zoo/captioner.py .cache/zoo/captioner
 failed=()
+exported=()
 for recipe in export/*.toml; do                   # one that fails does not hide the others
     name=$(basename "$recipe" .toml)
     echo "== $name"
+    exported+=("nightly/$name.json")
     began=$SECONDS
     edge-mbm export "$recipe" -o "nightly/$name.mbm" --json > "nightly/$name.json" &&
         edge-mbm verify "nightly/$name.mbm" &&
@@ -23,6 +25,7 @@ for recipe in export/*.toml; do                   # one that fails does not hide
         failed+=("$name")
     echo "== $name: $((SECONDS - began)) s"
 done
+python scripts/nightly_table.py "${exported[@]}" | tee nightly/recipes.md
 python benchmarks/quantization.py --fused --json nightly/quantization.json | tee nightly/quantization.txt
 if ((${#failed[@]})); then
     echo "not exported, not verified, or not built: ${failed[*]}" >&2

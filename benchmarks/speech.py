@@ -3,9 +3,9 @@
     python benchmarks/speech.py whisper.mbm [--beams 5] [--recordings people|all] [--plot FILE]
 
 The reference is Whisper in torch, without a cache, the likeliest token at each step (``zoo.whisper.transcribe``).
-"streamed" goes through the voice detector, recording by recording, cut into utterances; the others take each
-recording whole. The real-time factor is computing time by length of the speech (without the silence that fills a
-window), one thread, over all recordings.
+"streamed" goes through the voice detector, recording by recording, cut into utterances, and the reference then takes
+the same ones; the others take each recording whole. The real-time factor is computing time by length of the speech
+(without the silence that fills a window), one thread, over all recordings.
 """
 
 from __future__ import annotations
@@ -102,8 +102,11 @@ def _rows(bundle: str, clips: Sequence[Clip], beams: int) -> Iterable[Row]:
         ):
             with opened.session(options) as session:
                 yield _timed(way, clips, lambda sound, s=session: _once(s, sound))  # type: ignore[misc]
+        cut: list[list[np.ndarray]] = []
         with opened.session() as session:
-            yield _timed("bundle, streamed", clips, lambda sound: _streamed(session, sound))
+            yield _timed("bundle, streamed", clips, lambda sound: _streamed(session, sound, cut))
+        utterances = iter(cut)
+        yield _timed("torch, the same utterances", clips, lambda _: " ".join(map(_reference, next(utterances))))
 
 
 def _timed(way: str, clips: Sequence[Clip], write: Callable[[np.ndarray], str]) -> Row:
@@ -127,12 +130,18 @@ def _once(session: Session, sound: np.ndarray) -> str:
     return str(output.text)
 
 
-def _streamed(session: Session, sound: np.ndarray) -> str:
-    """In blocks of 20 ms, with half a second of silence around; what is finished counts."""
+def _streamed(session: Session, sound: np.ndarray, cut: list[list[np.ndarray]]) -> str:
+    """In blocks of 20 ms, with half a second of silence around; what is finished counts. Adds how it was cut."""
     session.reset()
-    results = _results(session, np.pad(sound, _HALF_SECOND))
-    outputs: list[Any] = [r.output for r in results if r.segment is not None and r.segment.is_final]
+    padded = np.pad(sound, _HALF_SECOND)
+    final = [(r.output, r.segment) for r in _results(session, padded) if r.segment is not None and r.segment.is_final]
+    outputs: list[Any] = [output for output, _ in final]
+    cut.append([padded[_sample(segment.start) : _sample(segment.end)] for _, segment in final])
     return " ".join(output.text.strip() for output in outputs)
+
+
+def _sample(t: int) -> int:
+    return round(t * speech.RATE / 1_000_000_000)
 
 
 def _results(session: Session, sound: np.ndarray) -> list[Result]:

@@ -15,6 +15,7 @@
     ├── CalibrationError          the calibration data is missing, empty, or not finite
     ├── DeviceError            on the device
     │   ├── EngineError             an engine could not load or run a graph
+    │   │   └── DeviceLostError       the GPU does not answer any more: the session is closed
     │   ├── SourceError             a camera, microphone or file could not be opened or stopped giving data
     │   ├── SessionClosedError      used after close
     │   └── VerificationError       this machine does not compute what the framework computed
@@ -33,6 +34,7 @@ __all__ = [
     "BundleVersionError",
     "CalibrationError",
     "DeviceError",
+    "DeviceLostError",
     "EdgeMbmError",
     "EngineError",
     "ExportError",
@@ -112,6 +114,10 @@ class DeviceError(EdgeMbmError):
 
 class EngineError(DeviceError):
     """An engine could not load or run a graph."""
+
+
+class DeviceLostError(EngineError):
+    """The GPU does not answer any more (an Xid, a reset, a cable): only a new process can use it again."""
 
 
 class SourceError(DeviceError):

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct, field
+from msgspec.structs import replace
 
 from edge_mbm.errors import BundleVersionError, ManifestError
 
@@ -27,6 +28,7 @@ __all__ = [
     "CalibrationRecord",
     "Classification",
     "Component",
+    "CropSteps",
     "Decision",
     "Decoder",
     "Detector",
@@ -72,6 +74,7 @@ __all__ = [
     "encode_manifest",
     "json_schema",
     "safe_path",
+    "tensor_given",
 ]
 
 FORMAT_VERSION = "1.0"
@@ -159,6 +162,23 @@ class ImageSteps(Record, frozen=True, kw_only=True, tag="image", tag_field="step
     fit: Literal["stretch", "crop", "letterbox"] = "stretch"
 
 
+class CropSteps(Record, frozen=True, kw_only=True, tag="crop", tag_field="steps"):
+    """A region of a frame to uint8[1, height, width, channels], once for each region that a detector found.
+
+    It keeps its shape: turned, scaled and moved, with black where the frame has ended.
+    """
+
+    height: PositiveInt
+    width: PositiveInt
+    color: Literal["rgb", "bgr", "gray"] = "rgb"
+    margin: Annotated[float, Meta(ge=0, le=4)] = 0.0
+    """What is added on each side of the region, as a share of its size."""
+    landmarks: Annotated[tuple[tuple[float, float], ...], Meta(max_length=128)] = ()
+    """Where in the crop each of the region's landmarks belongs, x and y from 0 to 1: the least squares fit of them
+    says how it is turned and scaled (Umeyama 1991, doi:10.1109/34.88573). Without any, the region is upright, in the
+    middle, as large as fits."""
+
+
 class LogMelSteps(Record, frozen=True, kw_only=True, tag="log_mel", tag_field="steps"):
     """Waveform window to float32[1, frames, n_mels]; ``preprocess.LogMel`` gives each field's meaning."""
 
@@ -193,7 +213,7 @@ class RawSteps(Record, frozen=True, kw_only=True, tag="raw", tag_field="steps"):
     """The data as it comes, with a leading batch axis."""
 
 
-Preprocess: TypeAlias = ImageSteps | LogMelSteps | TokenSteps | RawSteps
+Preprocess: TypeAlias = ImageSteps | CropSteps | LogMelSteps | TokenSteps | RawSteps
 
 
 # --- tasks: what an output means -------------------------------------------------------------------------------------
@@ -216,11 +236,11 @@ class Embedding(Record, frozen=True, kw_only=True, tag="embedding", tag_field="t
 
 
 class Sequence(Record, frozen=True, kw_only=True, tag="sequence", tag_field="task"):
-    """One embedding or distribution per time step; of a window of video, per frame of it."""
+    """One embedding or distribution per time step; of a window of video, per frame of it; of regions, per region."""
 
 
 class Regions(Record, frozen=True, kw_only=True, tag="regions", tag_field="task"):
-    """Boxes in the input image, with scores."""
+    """Boxes with scores: of a detector, its candidates; of a head, those of the frame, as it read them."""
 
     landmarks: Count = 0
 
@@ -416,7 +436,11 @@ class _Component(Record, frozen=True, kw_only=True):
 
 
 class Encoder(_Component, frozen=True, kw_only=True, tag="encoder", tag_field="kind"):
-    """Modality, or another component's output, to embedding or tokens."""
+    """Modality, or another component's output, to embedding or tokens.
+
+    One that reads a detector through ``CropSteps`` runs once for each region. Those who read it get its outputs for all
+    of them, with zeros after the last: see ``tensor_given``.
+    """
 
     window: Window | None = None
     """For streams (audio, video): without it each item is encoded by itself."""
@@ -427,6 +451,11 @@ class Encoder(_Component, frozen=True, kw_only=True, tag="encoder", tag_field="k
     max_gap_ns: Annotated[int, Meta(ge=1)] | None = None
     """Of frames or vectors: with more than this between two that it encodes, its carried states start from zeros, as a
     sound's do when samples are lost. None: they go on for ever."""
+
+    @property
+    def reads_crops(self) -> bool:
+        """Whether it reads a detector's regions one by one."""
+        return any(isinstance(value.preprocess, CropSteps) for value in self.inputs.values())
 
 
 class Head(_Component, frozen=True, kw_only=True, tag="head", tag_field="kind"):
@@ -472,8 +501,8 @@ class Detector(_Component, frozen=True, kw_only=True, tag="detector", tag_field=
     """
 
     max_regions: PositiveInt
-    score_threshold: float = 0.5
-    """Less sure ones do not count."""
+    score_threshold: Annotated[float, Meta(gt=0)] = 0.5
+    """Less sure ones do not count; above 0, the score of the rows that are left over."""
     iou_threshold: Annotated[float, Meta(gt=0, le=1)] = 0.3
     """Of two that overlap by this share of what they cover together, the surer one counts."""
 
@@ -511,6 +540,29 @@ class Decoder(_Component, frozen=True, kw_only=True, tag="decoder", tag_field="k
 
 
 Component: TypeAlias = Encoder | Head | Detector | Decoder
+
+
+def tensor_given(components: Mapping[str, Component], source: str) -> TensorSpec:
+    """What those get who read an output.
+
+    It is what the graph gives, but of a detector ``max_regions`` rows, and as many of an encoder of its regions.
+
+    Args:
+        components: by name.
+        source: "component.output", which is there.
+    """
+    name, _, output = source.partition(".")
+    component = components[name]
+    tensor = component.outputs[output].tensor
+    if isinstance(component, Detector):
+        return replace(tensor, shape=(tensor.shape[0], component.max_regions, *tensor.shape[2:]))
+    if not isinstance(component, Encoder) or not component.reads_crops:
+        return tensor
+    detector = components[next(iter(component.inputs.values())).source.partition(".")[0]]
+    if not isinstance(detector, Detector):
+        return tensor  # a rule of the manifest is broken; it has the words for that
+    layout = None if tensor.layout is None else f"{tensor.layout[0]}R{tensor.layout[1:]}"
+    return replace(tensor, shape=(tensor.shape[0], detector.max_regions, *tensor.shape[1:]), layout=layout)
 
 
 class Timing(Record, frozen=True, kw_only=True):
@@ -764,9 +816,7 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     yield from _listing_problems(manifest)
     manifest.order()
     # All sources first: what comes after follows them from component to component.
-    for name, component in manifest.components.items():
-        for key, value in component.inputs.items():
-            yield from _source_problems(manifest, value, f"components.{name}.inputs.{key}")
+    yield from _feeding_problems(manifest)
     for name, component in manifest.components.items():
         yield from _component_problems(manifest, name, component)
     for name in manifest.default_heads:
@@ -816,6 +866,7 @@ def _component_problems(manifest: Manifest, name: str, component: Component) -> 
         yield from _shape_problems(output.tensor, f"{where}.outputs.{key}.tensor")
         yield from _task_problems(manifest, output.task, f"{where}.outputs.{key}.task")
         yield from _prompt_problems(manifest, name, output, f"{where}.outputs.{key}")
+        yield from _regions_problems(output, f"{where}.outputs.{key}")
     for state in component.states:
         yield from _shape_problems(state.tensor, f"{where}.states.{state.input}.tensor")
     yield from _tensor_name_problems(component, where)
@@ -845,11 +896,43 @@ def _source_problems(manifest: Manifest, value: Input, where: str) -> Iterator[s
     elif isinstance(manifest.components[upstream], Decoder):
         if not isinstance(value.preprocess, TokenSteps):
             yield f"{where}.preprocess is {type(value.preprocess).__name__}, but '{value.source}' is text: TokenSteps"
-    elif not _compatible(produced[output].tensor, value.tensor):
+    elif not isinstance(value.preprocess, CropSteps) and not _compatible(
+        given := tensor_given(manifest.components, value.source), value.tensor
+    ):
         yield (
-            f"{where} is {_show(value.tensor)}, but '{value.source}' gives {_show(produced[output].tensor)}: "
-            "shape and dtype must match"
+            f"{where} is {_show(value.tensor)}, but '{value.source}' gives {_show(given)}: shape and dtype must match"
         )
+
+
+def _feeding_problems(manifest: Manifest) -> Iterator[str]:
+    for name, component in manifest.components.items():
+        yield from _crop_problems(manifest, component, f"components.{name}")
+    for name, component in manifest.components.items():
+        for key, value in component.inputs.items():
+            yield from _source_problems(manifest, value, f"components.{name}.inputs.{key}")
+
+
+def _crop_problems(manifest: Manifest, component: Component, where: str) -> Iterator[str]:
+    crops = {key: v.preprocess for key, v in component.inputs.items() if isinstance(v.preprocess, CropSteps)}
+    if not crops:
+        return
+    if not isinstance(component, Encoder):
+        yield f"{where} reads crops: only an encoder takes a detector's regions one by one"
+    elif component.states or component.window or len(crops) < len(component.inputs):
+        yield f"{where} reads crops, and with them nothing else, no window and no state: regions have no order in time"
+    for key, steps in crops.items():
+        name, _, output = component.inputs[key].source.partition(".")
+        detector = manifest.components.get(name)
+        task = detector.outputs[output].task if isinstance(detector, Detector) and output in detector.outputs else None
+        if not isinstance(task, Regions):
+            yield f"{where}.inputs.{key} takes crops of '{component.inputs[key].source}', which is no detector's output"
+        elif steps.landmarks and (steps.margin or len(steps.landmarks) != task.landmarks):
+            yield (
+                f"{where}.inputs.{key}.preprocess places {len(steps.landmarks)} landmarks and has a margin of "
+                f"{steps.margin}: the detector gives {task.landmarks} landmarks, and with them there is no margin"
+            )
+        elif len(set(steps.landmarks)) == 1:
+            yield f"{where}.inputs.{key}.preprocess places all landmarks on one point: they must say a size"
 
 
 def _joining_problems(manifest: Manifest, component: Component, where: str) -> Iterator[str]:
@@ -934,18 +1017,23 @@ def _shape_problems(tensor: TensorSpec, where: str) -> Iterator[str]:
         yield f"{where}.shape {list(tensor.shape)} has more than 2^31 elements"
 
 
+def _regions_problems(output: Output, where: str) -> Iterator[str]:
+    task, shape = output.task, output.tensor.shape
+    if isinstance(task, Regions) and (len(shape) != 3 or shape[2] != 5 + 2 * task.landmarks):
+        yield f"{where} is {_show(output.tensor)}: regions are float32[batch, n, 5 + 2 * landmarks]"
+
+
 def _detector_problems(manifest: Manifest, name: str, detector: Detector, where: str) -> Iterator[str]:
     if len(detector.outputs) != 1:
         yield f"{where} has the outputs {sorted(detector.outputs)}: a detector gives one, its regions"
     for key, output in detector.outputs.items():
-        task, shape = output.task, output.tensor.shape
-        if not isinstance(task, Regions) or len(shape) != 3 or shape[2] != 5 + 2 * task.landmarks:
-            yield (
-                f"{where}.outputs.{key} is {_show(output.tensor)}: a detector gives regions, float32[batch, n, "
-                "5 + 2 * landmarks]"
-            )
-    if manifest.picture_of(name) is None:
+        if not isinstance(output.task, Regions):
+            yield f"{where}.outputs.{key} is a {type(output.task).__name__} task: a detector gives regions"
+    picture = manifest.picture_of(name)
+    if picture is None:
         yield f"{where} reads no image, and nothing that was made of one"
+    elif isinstance(manifest.modalities.get(picture[0]), VideoModality):
+        yield f"{where} reads '{picture[0]}', frames of a video: a detector takes single ones, of an 'image' modality"
 
 
 def _decoder_problems(manifest: Manifest, decoder: Decoder, where: str) -> Iterator[str]:

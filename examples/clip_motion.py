@@ -5,14 +5,17 @@ well, and then a digit that stands still looks like one that drifts. A gyroscope
 together say how the *digit* moves. The bundle has three heads: "attention" over the last eight frames, "gru", which
 remembers all, and "single", which sees one frame, as the control.
 
-    edge-mbm export export/clip_motion.toml -o clip_motion.mbm    # the first time it trains: two minutes of a core
-    PYTHONPATH=examples python examples/clip_motion.py clip_motion.mbm [attention | gru | single] [--blind]
+    edge-mbm demo motion
+    edge-mbm demo motion gru --blind      # or "attention", "single"; with or without the gyroscope
+
+The first time it trains, and exports the bundle: some minutes on two cores.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +25,8 @@ from numpy.typing import NDArray
 import edge_mbm
 from edge_mbm.runtime.sources import CallableSource, SensorSource
 
+ROOT = Path(__file__).parents[1]
+BUNDLE = ROOT / "build" / "clip_motion" / "clip_motion.mbm"  # what is made here, and not kept with the code
 SECONDS = 1.2  # that each motion lasts: much longer, and the digit would be out of the picture
 SETTLING = 0.6  # seconds after a change in which no answer is counted: the last eight frames are of both motions
 
@@ -63,13 +68,24 @@ class World:
         return now and now.drift.gyroscope(self._rng)
 
 
-def main(bundle: str, head: str = "attention", *flags: str) -> None:
+def prepare() -> None:
+    """The bundle, made once."""
+    if not BUNDLE.exists():
+        from edge_mbm.export import export_bundle  # noqa: PLC0415 - brings torch, which a device lacks
+
+        print("training and exporting, once: some minutes on two cores")
+        BUNDLE.parent.mkdir(parents=True, exist_ok=True)
+        export_bundle(ROOT / "export" / "clip_motion.toml", BUNDLE)
+
+
+def main(head: str = "attention", *flags: str) -> None:
     """Half a minute of motions, live; with ``--blind`` without the gyroscope."""
+    prepare()
     world = World(seed=5)
     sources = [CallableSource("image", world.camera, RATE), SensorSource("gyroscope", world.gyroscope, 2 * RATE)]
     right, asked, last = 0, 0, None
     options = edge_mbm.SessionOptions(heads=(head,))
-    with edge_mbm.open(bundle, sources[: 1 if "--blind" in flags else 2], options=options) as live:
+    with edge_mbm.open(BUNDLE, sources[: 1 if "--blind" in flags else 2], options=options) as live:
         for result in live:
             found = world.at(result.t_capture)
             if found is None or world.at(result.t_capture + 500_000_000) is None:

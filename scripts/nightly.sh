@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Exports every recipe in export/, verifies each bundle, and compares quantization with its peers: figures go to nightly/.
+# Exports every recipe in export/, verifies each bundle, builds its engines with TensorRT-RTX, and compares quantization with its peers: figures go to nightly/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mkdir -p nightly
@@ -12,16 +12,22 @@ python examples/zoo/whisper.py .cache/zoo
 python examples/zoo/faces.py .cache/zoo
 python examples/zoo/captioner.py .cache/zoo/captioner
 failed=()
+exported=()
 for recipe in export/*.toml; do                   # one that fails does not hide the others
     name=$(basename "$recipe" .toml)
     echo "== $name"
+    exported+=("nightly/$name.json")
     began=$SECONDS
     edge-mbm export "$recipe" -o "nightly/$name.mbm" --json > "nightly/$name.json" &&
-        edge-mbm verify "nightly/$name.mbm" || failed+=("$name")
+        edge-mbm verify "nightly/$name.mbm" &&
+        # NVIDIA's own builder on every TensorRT variant, without a GPU.
+        edge-mbm compile "nightly/$name.mbm" --target rtx --capability SM86 --rebuild --json > "nightly/$name.engines.json" ||
+        failed+=("$name")
     echo "== $name: $((SECONDS - began)) s"
 done
+python scripts/nightly_table.py "${exported[@]}" | tee nightly/recipes.md
 python benchmarks/quantization.py --fused --json nightly/quantization.json | tee nightly/quantization.txt
 if ((${#failed[@]})); then
-    echo "not exported, or not verified: ${failed[*]}" >&2
+    echo "not exported, not verified, or not built: ${failed[*]}" >&2
     exit 1
 fi

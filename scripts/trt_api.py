@@ -1,6 +1,6 @@
 """Which names of TensorRT's Python API each release has, read from its bindings without TensorRT itself.
 
-    pip download --no-deps tensorrt-cu12-bindings==10.3.0    # and unzip it
+    pip download --no-deps tensorrt-cu12-bindings==10.3.0    # and unzip it; 8.5 is in tensorrt==8.5.3.1 for Python 3.10
     python scripts/trt_api.py 10.3=PATH/tensorrt.so 11.4=... rtx-1.7=PATH/tensorrt_rtx.so > tests/export/trt_api.json
 
 The bindings want TensorRT's libraries when they are imported, and call nothing in them before something is built: empty
@@ -17,30 +17,45 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-COMPILE = (
+EVERYWHERE = (
     "Builder.build_serialized_network", "Builder.create_builder_config", "Builder.create_network",
-    "Builder.create_optimization_profile", "IBuilderConfig.add_optimization_profile",
-    "IBuilderConfig.builder_optimization_level", "IBuilderConfig.create_timing_cache",
-    "IBuilderConfig.progress_monitor", "IBuilderConfig.set_memory_pool_limit", "IBuilderConfig.set_timing_cache",
+    "Builder.create_optimization_profile", "DataType.BOOL", "DataType.FLOAT", "DataType.HALF", "DataType.INT32",
+    "DataType.INT8", "EngineInspector.get_engine_information", "IBuilderConfig.add_optimization_profile",
+    "IBuilderConfig.create_timing_cache", "IBuilderConfig.get_timing_cache", "IBuilderConfig.profiling_verbosity",
+    "IBuilderConfig.set_memory_pool_limit", "IBuilderConfig.set_timing_cache", "ICudaEngine.create_engine_inspector",
     "ICudaEngine.create_execution_context", "ICudaEngine.get_tensor_dtype", "ICudaEngine.get_tensor_mode",
     "ICudaEngine.get_tensor_name", "ICudaEngine.get_tensor_shape", "ICudaEngine.num_io_tensors",
     "IExecutionContext.execute_async_v3", "IExecutionContext.set_input_shape", "IExecutionContext.set_tensor_address",
     "ILogger.Severity.WARNING", "INetworkDefinition.get_input", "INetworkDefinition.num_inputs",
-    "IOptimizationProfile.set_shape", "IProgressMonitor.phase_finish", "IProgressMonitor.phase_start",
-    "IProgressMonitor.step_complete", "ITensor.name", "ITensor.shape", "ITimingCache.serialize",
-    "MemoryPoolType.WORKSPACE", "NetworkDefinitionCreationFlag.STRONGLY_TYPED", "OnnxParser.get_error",
-    "OnnxParser.num_errors", "OnnxParser.parse", "ParserError.desc", "ParserError.node_name",
-    "ParserError.node_operator", "Runtime.deserialize_cuda_engine",
+    "IOptimizationProfile.set_shape", "ITensor.name", "ITensor.shape", "ITimingCache.serialize",
+    "LayerInformationFormat.JSON", "MemoryPoolType.WORKSPACE", "OnnxParser.get_error", "OnnxParser.num_errors",
+    "OnnxParser.parse", "ParserError.desc", "ProfilingVerbosity.DETAILED", "Runtime.deserialize_cuda_engine",
+    "TensorIOMode.INPUT",
 )  # fmt: skip
-"""What building and running an engine takes: wanted in every release that a target's devices have."""
+"""What building and running an engine takes in every release, TensorRT 8.5 among them."""
+SINCE_10 = (
+    "IBuilderConfig.builder_optimization_level", "IBuilderConfig.progress_monitor", "IProgressMonitor.phase_finish",
+    "IProgressMonitor.phase_start", "IProgressMonitor.step_complete", "NetworkDefinitionCreationFlag.STRONGLY_TYPED",
+    "ParserError.node_name", "ParserError.node_operator",
+)  # fmt: skip
+"""What 8.5 lacks, and edge_mbm/runtime/trt/release.py looks for before it uses it."""
+COMPILE = (*EVERYWHERE, *SINCE_10)
+"""Wanted in every release that a target's devices have."""
+WEAK = (
+    "BuilderFlag.PREFER_PRECISION_CONSTRAINTS", "IBuilderConfig.set_flag", "ILayer.get_input", "ILayer.get_output",
+    "ILayer.num_inputs", "ILayer.num_outputs", "ILayer.type", "INetworkDefinition.get_layer",
+    "INetworkDefinition.num_layers", "ITensor.dtype", "LayerType.CONSTANT", "LayerType.QUANTIZE",
+    "NetworkDefinitionCreationFlag.EXPLICIT_BATCH", "ParserError.node",
+)  # fmt: skip
+"""What 8.5 takes besides, for want of strong typing."""
 AHEAD_OF_TIME = (
     "ComputeCapability.SM86", "ComputeCapability.SM89", "IBuilderConfig.num_compute_capabilities",
     "IBuilderConfig.set_compute_capability",
 )  # fmt: skip
 """What building for a GPU that is not there takes besides: TensorRT-RTX alone has it."""
 REMOVED = ("BuilderFlag.FP16", "BuilderFlag.INT8", "IInt8Calibrator", "ILayer.precision")
-"""Weak typing: in TensorRT 10, gone in 11; never used."""
-NAMES = (*COMPILE, *AHEAD_OF_TIME, *REMOVED)
+"""Weak typing: in TensorRT 10, gone in 11; used for 8.5 alone, which has nothing else, but for calibrators."""
+NAMES = (*COMPILE, *WEAK, *AHEAD_OF_TIME, *REMOVED)
 
 _INSPECT = """
 import importlib.util, json, operator, sys

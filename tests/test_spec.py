@@ -40,6 +40,9 @@ def everything() -> dict[str, Any]:
     """A manifest that uses every kind of component, modality, step and task, and most fields."""
     frame = tensor("batch", 8, 8, 3, dtype="uint8", layout="NHWC", unit="rgb 0..255")
     crop = {"steps": "image", "height": 8, "width": 8, "color": "bgr", "fit": "letterbox"}
+    places = [[0.3, 0.3], [0.7, 0.3], [0.5, 0.5], [0.35, 0.7], [0.65, 0.7]]
+    aligned = {"steps": "crop", "height": 8, "width": 8, "color": "gray", "landmarks": places}
+    face = tensor("n", 8, 8, 1, dtype="uint8")
     mel = {
         "steps": "log_mel",
         "sample_rate": 16000,
@@ -93,7 +96,7 @@ def everything() -> dict[str, Any]:
             },
             "face_encoder": {
                 "kind": "encoder",
-                "inputs": {"crops": {"source": "faces.boxes", "tensor": tensor(1, 4, 15), "preprocess": crop}},
+                "inputs": {"crops": {"source": "faces.boxes", "tensor": face, "preprocess": aligned}},
                 "outputs": {"vector": {"tensor": tensor("n", 16), "task": {"task": "embedding", "normalized": True}}},
                 "variants": kinds,
             },
@@ -163,7 +166,7 @@ def everything() -> dict[str, Any]:
             "who": {
                 "kind": "head",
                 "inputs": {
-                    "face": {"source": "face_encoder.vector", **RAW, "tensor": tensor("batch", 16)},
+                    "face": {"source": "face_encoder.vector", **RAW, "tensor": tensor("batch", 4, 16)},
                     "voice": {"source": "audio_encoder.embedding", **RAW, "tensor": tensor("batch", 32)},
                     "words": {"source": "text_encoder.vector", **RAW, "tensor": tensor("batch", 8)},
                     "motion": {"source": "motion_encoder.vector", **RAW, "tensor": tensor("batch", 8)},
@@ -344,7 +347,7 @@ BROKEN = {
     "unknown output": (put(f"{WHO}/inputs/face/source", "face_encoder.soul"), "face.*'face_encoder.soul'"),
     "unknown component further up": (
         put("components/face_encoder/inputs/crops/source", "nobody.boxes"),
-        "face_encoder.inputs.crops.*'nobody'",
+        "face_encoder.inputs.crops takes crops of 'nobody.boxes'",
     ),
     "shape between components": (put(f"{WHO}/inputs/face/tensor/shape", ["batch", 17]), "who.inputs.face.*17.*16"),
     "rank between components": (put(f"{WHO}/inputs/face/tensor/shape", [16]), "who.inputs.face.*shape"),

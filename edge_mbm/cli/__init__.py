@@ -12,10 +12,13 @@ import typer
 
 import edge_mbm
 from edge_mbm.cli.bench import bench as bench_command
+from edge_mbm.cli.cache import cache_app
 from edge_mbm.cli.compare import compare as compare_command
+from edge_mbm.cli.compile import compile as compile_command
 from edge_mbm.cli.demo import demo as demo_command
 from edge_mbm.cli.doctor import doctor as doctor_command
 from edge_mbm.cli.export import export as export_command
+from edge_mbm.cli.gallery import gallery_app
 from edge_mbm.cli.group import CommandGroup
 from edge_mbm.cli.inspect import inspect as inspect_command
 from edge_mbm.cli.logs import LogLevel, log_to_stderr
@@ -38,12 +41,14 @@ The usual order, on the workstation and then on the device:
   edge-mbm inspect model.mbm                  what is in it, what it costs
   edge-mbm compare old.mbm model.mbm          what changed between the two
   edge-mbm doctor                             what this machine lacks
+  edge-mbm compile model.mbm                  TensorRT engines for its GPU
   edge-mbm verify model.mbm                   the right answers on it?
   edge-mbm bench model.mbm                    how fast on it?
   edge-mbm run model.mbm --source clip.mp4    stream a recording
   edge-mbm top model.mbm --source clip.mp4    and watch it at work
   edge-mbm record --video URI -o s.mcap       keep what sensors gave
   edge-mbm replay s.mcap -b model.mbm         and stream it again
+  edge-mbm gallery list people.json           who is known by face
   edge-mbm demo zero-shot                     one of the examples
 
 Every command has --help. With --json the answer is JSON on stdout, and what is for people goes to stderr.
@@ -71,12 +76,15 @@ app.command("export")(export_command)
 app.command("inspect")(inspect_command)
 app.command("compare")(compare_command)
 app.command("doctor")(doctor_command)
+app.command("compile")(compile_command)
+app.add_typer(cache_app, name="cache")
 app.command("verify")(verify_command)
 app.command("bench")(bench_command)
 app.command("run")(run_command)
 app.command("top")(top_command)
 app.command("record")(record_command)
 app.command("replay")(replay_command)
+app.add_typer(gallery_app, name="gallery")
 app.command("demo")(demo_command)
 
 

@@ -7,7 +7,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from edge_mbm.cli.options import BundlePath, Heads, Json, Threads, VariantChoice
+from edge_mbm.cli.options import (
+    AllowFallback,
+    BundlePath,
+    Heads,
+    Json,
+    ProviderChoice,
+    Threads,
+    VariantChoice,
+)
 from edge_mbm.cli.terminal import chosen, clean, figure, human, make_table, write_json
 from edge_mbm.runtime.bench import BenchReport, BenchRun, bench_bundle
 from edge_mbm.runtime.bundle import load
@@ -33,6 +41,8 @@ def bench(
     ] = None,
     head: Heads = None,
     threads: Threads = 1,
+    provider: ProviderChoice = "cpu",
+    allow_fallback: AllowFallback = False,
     seconds: Annotated[
         float, typer.Option("--seconds", help="Time to measure each choice for.", rich_help_panel="Measurement")
     ] = 3.0,
@@ -42,7 +52,13 @@ def bench(
 
     Example: edge-mbm bench model.mbm --compare fp32
     """
-    options = SessionOptions(heads=tuple(head) if head else None, variant=variant, threads=threads)
+    options = SessionOptions(
+        heads=tuple(head) if head else None,
+        variant=variant,
+        threads=threads,
+        provider=provider,
+        allow_fallback=allow_fallback,
+    )
     with load(bundle) as opened:
         report = bench_bundle(opened, options, compare=compare, seconds=seconds)
     if as_json:

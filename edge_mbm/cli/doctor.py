@@ -17,7 +17,7 @@ from edge_mbm.runtime.machine import Machine
 
 __all__ = ["doctor"]
 
-_STYLES = {"ok": "green", "missing": "dim", "broken": "red"}
+_STYLES = {"ok": "green", "warning": "yellow", "missing": "dim", "broken": "red"}
 
 
 def doctor(*, as_json: Json = False) -> None:
@@ -48,6 +48,7 @@ def _print(found: Diagnosis, console: Console) -> None:
     _print_machine(found.machine, console)
     for title, checks in (
         ("Engines", found.engines),
+        ("System", found.system),
         ("Packages for running bundles", found.device),
         ("Packages for exporting them (a device does without)", found.workstation),
     ):

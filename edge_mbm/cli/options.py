@@ -8,9 +8,11 @@ from typing import Annotated, TypeAlias
 import typer
 
 from edge_mbm.errors import InputError
+from edge_mbm.runtime.backend import Provider
 from edge_mbm.runtime.sources.mask import mask
 
 __all__ = [
+    "AllowFallback",
     "AudioAddress",
     "Beams",
     "BundlePath",
@@ -18,6 +20,7 @@ __all__ = [
     "Json",
     "Limit",
     "MaxTokens",
+    "ProviderChoice",
     "Quiet",
     "ResultsPath",
     "SourceAddress",
@@ -127,7 +130,24 @@ Heads: TypeAlias = Annotated[
 Threads: TypeAlias = Annotated[
     int, typer.Option("--threads", min=1, help="Threads of each engine.", rich_help_panel="Model")
 ]
-
+ProviderChoice: TypeAlias = Annotated[
+    Provider,
+    typer.Option(
+        "--provider",
+        help="What runs it: ONNX Runtime on the CPU, or on CUDA; or TensorRT, or TensorRT-RTX, with the engines that "
+        "edge-mbm compile built on this device.",
+        rich_help_panel="Model",
+    ),
+]
+AllowFallback: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--allow-fallback",
+        help="Let the CPU run what the provider cannot, such as a component whose engine is not built yet; every "
+        "result says what computed it. Without it that is an error.",
+        rich_help_panel="Model",
+    ),
+]
 Beams: TypeAlias = Annotated[
     int,
     typer.Option(

@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from edge_mbm.cli.options import Heads, Json, Limit, Quiet, ResultsPath, Threads, TruthPath, VariantChoice
+from edge_mbm.cli.options import (
+    AllowFallback,
+    Heads,
+    Json,
+    Limit,
+    ProviderChoice,
+    Quiet,
+    ResultsPath,
+    Threads,
+    TruthPath,
+    VariantChoice,
+)
 from edge_mbm.cli.run import Playing, ResultOutput, play
 from edge_mbm.cli.terminal import clean, write_line
 from edge_mbm.runtime.bundle import load
@@ -39,6 +50,8 @@ def replay(
     head: Heads = None,
     variant: VariantChoice = "auto",
     threads: Threads = 1,
+    provider: ProviderChoice = "cpu",
+    allow_fallback: AllowFallback = False,
     output: ResultsPath = None,
     truth: TruthPath = None,
     quiet: Quiet = False,
@@ -51,7 +64,13 @@ def replay(
 
     Example: edge-mbm replay session.mcap --bundle model.mbm --output results.jsonl
     """
-    options = SessionOptions(heads=tuple(head) if head else None, variant=variant, threads=threads)
+    options = SessionOptions(
+        heads=tuple(head) if head else None,
+        variant=variant,
+        threads=threads,
+        provider=provider,
+        allow_fallback=allow_fallback,
+    )
     playing = Playing(str(recording), truth, limit, ResultOutput(output, as_json, quiet), realtime)
     with load(bundle) as opened:
         source = ReplaySource(recording, modalities=opened.manifest.modalities)

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from edge_mbm.cli.options import (
+    AllowFallback,
     AudioAddress,
     Beams,
     BundlePath,
@@ -20,6 +21,7 @@ from edge_mbm.cli.options import (
     Json,
     Limit,
     MaxTokens,
+    ProviderChoice,
     Quiet,
     ResultsPath,
     SourceAddress,
@@ -132,6 +134,8 @@ def run(
     head: Heads = None,
     variant: VariantChoice = "auto",
     threads: Threads = 1,
+    provider: ProviderChoice = "cpu",
+    allow_fallback: AllowFallback = False,
     beams: Beams = 1,
     max_tokens: MaxTokens = None,
     output: ResultsPath = None,
@@ -192,7 +196,14 @@ def run(
     Example: edge-mbm run model.mbm --video rtsp://camera/path --prompt "a red mug" --prompt "a cat"
     """
     decoding = DecodeOptions(beams=beams, max_tokens=max_tokens)
-    options = SessionOptions(heads=tuple(head) if head else None, variant=variant, threads=threads, decoding=decoding)
+    options = SessionOptions(
+        heads=tuple(head) if head else None,
+        variant=variant,
+        threads=threads,
+        provider=provider,
+        allow_fallback=allow_fallback,
+        decoding=decoding,
+    )
     if service and fast:
         raise InputError("--service runs at real time, for as long as it is let: leave out --fast")
     typed = _STDIN in (text or ())

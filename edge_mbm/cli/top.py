@@ -16,10 +16,12 @@ from rich.console import Console
 from rich.live import Live as LiveScreen
 
 from edge_mbm.cli.options import (
+    AllowFallback,
     AudioAddress,
     BundlePath,
     Heads,
     Json,
+    ProviderChoice,
     SourceAddress,
     Threads,
     VariantChoice,
@@ -53,6 +55,8 @@ def top(
     head: Heads = None,
     variant: VariantChoice = "auto",
     threads: Threads = 1,
+    provider: ProviderChoice = "cpu",
+    allow_fallback: AllowFallback = False,
     as_json: Json = False,
 ) -> None:
     """Run a bundle on its sources, and watch: rates, ages, drift, what is held or lost, and why a head has not fired.
@@ -62,7 +66,13 @@ def top(
 
     Example: edge-mbm top model.mbm --source clip.mp4
     """
-    options = SessionOptions(heads=tuple(head) if head else None, variant=variant, threads=threads)
+    options = SessionOptions(
+        heads=tuple(head) if head else None,
+        variant=variant,
+        threads=threads,
+        provider=provider,
+        allow_fallback=allow_fallback,
+    )
     addresses(source, video, audio)
     with ExitStack() as stack:
         opened = stack.enter_context(load(bundle))

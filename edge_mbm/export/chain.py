@@ -22,12 +22,14 @@ from edge_mbm.preprocess import (
     as_video,
     as_waveform,
     build_preprocessor,
+    crops_of,
     find_regions,
     frame_windows,
     in_turn,
 )
 from edge_mbm.spec import (
     Classification,
+    CropSteps,
     Decoder,
     Detector,
     Encoder,
@@ -37,6 +39,7 @@ from edge_mbm.spec import (
     Output,
     TokenSteps,
     Window,
+    tensor_given,
 )
 
 if TYPE_CHECKING:
@@ -115,16 +118,18 @@ class Chain:
         for name, component in self._components.items():
             if all(f"{name}.{key}" in outputs for key in component.outputs):
                 continue
+            ask = _observed(name, runners[name], on_call)
             if isinstance(component, Decoder):
-                outputs |= self._decoded(name, component, outputs, runners[name], on_call)
+                outputs |= self._decoded(name, component, outputs, ask)
+                continue
+            if isinstance(component, Encoder) and component.reads_crops:
+                outputs |= self._of_regions(name, component, recording, outputs, ask)
                 continue
             last: Mapping[str, NDArray[Any]] | None = None
             states = {s.input: np.zeros(s.tensor.resolve(), s.tensor.dtype) for s in component.states}
             for prepared in self._calls(name, component, recording, outputs):
                 inputs = {key: ({**prepared, **states})[key] for key in component.graph_inputs()}
-                if on_call is not None:
-                    on_call(name, inputs)
-                last = runners[name](inputs)
+                last = ask(inputs)
                 states = {state.input: np.asarray(last[state.output]) for state in component.states}
             if last is not None and isinstance(component, Detector):
                 outputs |= self._found(name, component, last, recording)
@@ -135,12 +140,12 @@ class Chain:
                 }
         return outputs
 
-    def _decoded(self, name: str, decoder: Decoder, outputs: Arrays, runner: Runner, on_call: Call | None) -> Arrays:
+    def _decoded(self, name: str, decoder: Decoder, outputs: Arrays, ask: Runner) -> Arrays:
         """The text that a decoder makes of what came before, if that is there."""
         if any(value.source not in outputs for value in decoder.inputs.values()):
             return {}
         given = {key: outputs[value.source] for key, value in decoder.inputs.items()}
-        stepper = _RunnerStepper(name, decoder, given, runner, on_call)
+        stepper = _RunnerStepper(decoder, given, ask)
         decoding = Decoding(decoder, name)
         tokens = [scored.token for scored in decoding.greedy(stepper)]
         [output] = decoder.outputs
@@ -154,6 +159,23 @@ class Chain:
             rows, columns = as_frame(recording.inputs[modality]).shape[:2]
             found = find_regions(np.asarray(given[output])[0], RegionRules.of(detector), steps, (rows, columns))
         return {f"{name}.{output}": found.regions[None]}
+
+    def _of_regions(self, name: str, encoder: Encoder, recording: Recording, outputs: Arrays, ask: Runner) -> Arrays:
+        """What an encoder says of each region that a detector found, with zeros after the last, as on the device."""
+        source = next(iter(encoder.inputs.values())).source  # all are of one
+        if source not in outputs:
+            return {}
+        given = {key: tensor_given(self._components, f"{name}.{key}") for key in encoder.outputs}
+        found = {key: np.zeros(tensor.resolve(), tensor.dtype) for key, tensor in given.items()}
+        [modality] = self._modalities(name)
+        with _fits(name, recording):
+            crops = list(crops_of(recording.inputs[modality], outputs[source]))
+            calls = [{key: self._prepare[name, key](crop) for key in encoder.inputs} for crop in crops]
+        for index, inputs in enumerate(calls):
+            answer = ask(inputs)
+            for key, array in found.items():
+                array[0, index] = np.asarray(answer[key])[0]
+        return {f"{name}.{key}": array for key, array in found.items()}
 
     def _picture(self, name: str) -> tuple[str, ImageSteps]:
         """The image that a detector's candidates are in; the manifest's rules have seen to it that there is one."""
@@ -225,6 +247,17 @@ class Chain:
         return list(dict.fromkeys(found))
 
 
+def _observed(name: str, runner: Runner, on_call: Call | None) -> Runner:
+    """The runner, after somebody has been told what it gets."""
+
+    def ask(inputs: Arrays) -> Mapping[str, NDArray[Any]]:
+        if on_call is not None:
+            on_call(name, inputs)
+        return runner(inputs)
+
+    return ask
+
+
 def _clips(frames: NDArray[np.uint8], window: Window) -> Iterator[list[NDArray[np.uint8]]]:
     """Windows of a video's frames.
 
@@ -248,7 +281,7 @@ def _windows(samples: NDArray[np.float32], window: Window) -> Iterator[NDArray[n
 
 
 def _is_prepared(value: Input) -> bool:
-    return "." not in value.source or isinstance(value.preprocess, TokenSteps)
+    return "." not in value.source or isinstance(value.preprocess, TokenSteps | CropSteps)
 
 
 def _plain(item: Any) -> Any:
@@ -259,8 +292,8 @@ def _plain(item: Any) -> Any:
 class _RunnerStepper:
     """A decoder's steps by whatever computes them."""
 
-    def __init__(self, name: str, decoder: Decoder, given: Arrays, runner: Runner, on_call: Call | None) -> None:
-        self._name, self._decoder, self._given, self._runner, self._on_call = name, decoder, given, runner, on_call
+    def __init__(self, decoder: Decoder, given: Arrays, runner: Runner) -> None:
+        self._decoder, self._given, self._runner = decoder, given, runner
         [self._output] = decoder.outputs
         self._states = {s.input: np.zeros(s.tensor.resolve(), s.tensor.dtype) for s in decoder.states}
 
@@ -268,8 +301,6 @@ class _RunnerStepper:
         step = {self._decoder.token: token, self._decoder.position: place}
         values = {**{key: np.array([[value]], np.int64) for key, value in step.items()}, **self._given, **self._states}
         inputs = {key: values[key] for key in self._decoder.graph_inputs()}
-        if self._on_call is not None:
-            self._on_call(self._name, inputs)
         outputs = self._runner(inputs)
         self._states = {s.input: np.asarray(outputs[s.output]) for s in self._decoder.states}
         scores: NDArray[np.float32] = np.asarray(outputs[self._output])[0].astype(np.float32)

@@ -245,7 +245,7 @@ class DetectorRecipe(_AnsweringRecipe, frozen=True, kw_only=True, tag="detector"
     """
 
     max_regions: PositiveInt
-    score_threshold: float = 0.5
+    score_threshold: Annotated[float, Meta(gt=0)] = 0.5
     iou_threshold: Annotated[float, Meta(gt=0, le=1)] = 0.3
 
 

@@ -16,6 +16,7 @@ from edge_mbm.export.recipe import (
     DecoderRecipe,
     DetectorRecipe,
     EncoderRecipe,
+    HeadRecipe,
     InputRecipe,
     Recipe,
     StateRecipe,
@@ -24,6 +25,7 @@ from edge_mbm.spec import (
     Asset,
     AudioModality,
     Classification,
+    CropSteps,
     Decision,
     Decoder,
     Detector,
@@ -47,6 +49,7 @@ from edge_mbm.spec import (
     Variant,
     VideoModality,
     Window,
+    tensor_given,
 )
 
 if TYPE_CHECKING:
@@ -163,67 +166,39 @@ def _freed(tensor: TensorSpec) -> TensorSpec:
     return replace(tensor, shape=("batch", *tensor.shape[1:]))
 
 
+_KINDS: dict[type, Any] = {EncoderRecipe: Encoder, DetectorRecipe: Detector, DecoderRecipe: Decoder, HeadRecipe: Head}
+
+
 def _assemble(
     component: ComponentRecipe, inputs: dict[str, Input], outputs: dict[str, Output], states: tuple[State, ...]
 ) -> Skeleton:
-    if isinstance(component, EncoderRecipe):
-        return Encoder(
-            inputs=inputs,
-            outputs=outputs,
-            variants={},
-            states=states,
-            window=component.window,
-            gate=component.gate,
-            utterances=component.utterances,
-            max_gap_ns=component.max_gap_ns,
-        )
-    if isinstance(component, DetectorRecipe):
-        return Detector(
-            inputs=inputs,
-            outputs=outputs,
-            variants={},
-            states=states,
-            max_regions=component.max_regions,
-            score_threshold=component.score_threshold,
-            iou_threshold=component.iou_threshold,
-        )
+    """What recipe and manifest call by the same name is the same."""
+    kind = _KINDS[type(component)]
+    fields = {key: getattr(component, key) for key in kind.__struct_fields__ if hasattr(component, key)}
+    fields |= {"inputs": inputs, "outputs": outputs, "states": states, "variants": {}}
+    if isinstance(component, HeadRecipe):
+        fields["present"] = Present(input="present", order=component.present) if component.present else None
     if isinstance(component, DecoderRecipe):
-        return Decoder(
-            inputs=inputs,
-            outputs=outputs,
-            variants={},
-            states=states,
-            algorithm="autoregressive",
-            tokenizer=component.tokenizer,
-            max_tokens=component.max_tokens,
-            start=component.start,
-            end=component.end,
-            suppress=component.suppress,
-            suppress_first=component.suppress_first,
-        )
-    return Head(
-        inputs=inputs,
-        outputs=outputs,
-        variants={},
-        states=states,
-        pivot=component.pivot,
-        deadline_ns=component.deadline_ns,
-        tolerance_ns=component.tolerance_ns,
-        present=Present(input="present", order=component.present) if component.present else None,
-    )
+        fields["algorithm"] = "autoregressive"
+    made: Skeleton = kind(**fields)
+    return made
 
 
 def _input_tensor(
     recipe: Recipe, where: str, component: ComponentRecipe, value: InputRecipe, made: Mapping[str, Skeleton]
 ) -> TensorSpec:
-    upstream, dot, output = value.source.partition(".")
+    upstream, dot, _ = value.source.partition(".")
     steps = value.preprocess
     if isinstance(steps, TokenSteps) and (dot or isinstance(recipe.modalities[upstream], TextModality)):
         unit = {"ids": "token ids", "mask": "1 for tokens, 0 for padding", "segments": "segment ids"}[steps.gives]
         rows, layout = ((), "NT") if steps.lines == 1 else ((steps.lines,), "NLT")
         return TensorSpec(dtype="int64", shape=("batch", *rows, steps.max_length), layout=layout, unit=unit)
+    if isinstance(steps, CropSteps):
+        channels = 1 if steps.color == "gray" else 3
+        shape = ("batch", steps.height, steps.width, channels)
+        return TensorSpec(dtype="uint8", shape=shape, layout="NHWC", unit=f"{steps.color} 0..255")
     if dot:
-        return _freed(made[upstream].outputs[output].tensor)
+        return _freed(tensor_given(made, value.source))
     return _modality_tensor(recipe.modalities[upstream], steps, component, where)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from edge_mbm.spec import ImageSteps
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["ImagePreprocessor", "as_frame", "fit_of"]
+__all__ = ["ImagePreprocessor", "as_frame", "fit_of", "import_cv2", "recolor"]
 
 # ITU-R BT.601 luma in 15-bit fixed point, rounded to nearest.
 _LUMA = np.array([9798, 19235, 3735], dtype=np.uint32)
@@ -48,7 +48,7 @@ class ImagePreprocessor:
             MissingDependencyError: it must be resized and OpenCV is not installed.
         """
         result = np.empty(self.shape, np.uint8) if out is None else out
-        _recolor(self._fit(as_frame(data)), self.steps.color, result[0])
+        recolor(self._fit(as_frame(data)), self.steps.color, result[0])
         return result
 
     def _fit(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -133,18 +133,32 @@ def fit_of(steps: ImageSteps, rows: int, columns: int) -> tuple[tuple[float, flo
 
 
 def _resize(frame: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    try:
-        import cv2  # noqa: PLC0415 - optional: a device may feed frames of the right size
-    except ImportError:
-        remedy = "pip install 'edge-mbm[video]' (on a Jetson keep the system's: apt-get install python3-opencv)"
-        raise MissingDependencyError("cv2", "resizing a frame", remedy) from None
+    cv2 = import_cv2("resizing a frame")
     shrinking = height < frame.shape[0] or width < frame.shape[1]
     # OpenCV writes no numpy view of another layout, and drops a channel axis of 1.
     resized = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
     return np.asarray(resized, np.uint8).reshape(height, width, frame.shape[2])
 
 
-def _recolor(frame: NDArray[np.uint8], color: str, out: NDArray[np.uint8]) -> None:
+def import_cv2(purpose: str) -> Any:
+    """OpenCV, whichever build the device has.
+
+    Args:
+        purpose: what it is needed for, for the message.
+
+    Raises:
+        MissingDependencyError: none is installed.
+    """
+    try:
+        import cv2  # noqa: PLC0415 - optional: a device may feed frames of the right size
+    except ImportError:
+        remedy = "pip install 'edge-mbm[video]' (on a Jetson keep the system's: apt-get install python3-opencv)"
+        raise MissingDependencyError("cv2", purpose, remedy) from None
+    return cv2
+
+
+def recolor(frame: NDArray[np.uint8], color: str, out: NDArray[np.uint8]) -> None:
+    """Write uint8[H, W, 3] in RGB, or [H, W, 1] in gray, as "rgb", "bgr" or "gray"."""
     if color != "gray":
         out[...] = frame if color == "rgb" or frame.shape[2] == 1 else frame[:, :, ::-1]
     elif frame.shape[2] == 1:

@@ -25,7 +25,7 @@ class RegionRules:
 
     Args:
         max_regions: at most so many of one frame.
-        score_threshold: less sure ones do not count.
+        score_threshold: less sure ones do not count; above 0, the score of rows without a region.
         iou_threshold: of two that overlap by at least this share of what they cover together, the surer one counts.
     """
 
@@ -44,8 +44,10 @@ class RegionRules:
 
     def __post_init__(self) -> None:
         """Raise InputError for a number out of range."""
-        if self.max_regions < 1 or not 0 < self.iou_threshold <= 1:
-            raise InputError("max_regions is at least 1, and iou_threshold above 0 and at most 1")
+        if self.max_regions < 1 or not 0 < self.iou_threshold <= 1 or not self.score_threshold > 0:
+            raise InputError(
+                "max_regions is at least 1, score_threshold above 0, and iou_threshold above 0 and at most 1"
+            )
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,10 +9,11 @@ import numpy as np
 
 from edge_mbm.errors import InputError, ManifestError
 from edge_mbm.preprocess.audio import LogMel, as_array, as_waveform
+from edge_mbm.preprocess.crop import CropPreprocessor
 from edge_mbm.preprocess.frames import FramesPreprocessor
 from edge_mbm.preprocess.image import ImagePreprocessor
 from edge_mbm.preprocess.text import TextPreprocessor
-from edge_mbm.spec import ImageSteps, LogMelSteps, Preprocess, RawSteps, TensorSpec, TokenSteps
+from edge_mbm.spec import CropSteps, ImageSteps, LogMelSteps, Preprocess, RawSteps, TensorSpec, TokenSteps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,7 +22,7 @@ __all__ = ["Preprocessor", "build_preprocessor"]
 
 
 class Preprocessor(Protocol):
-    """One raw item (a frame, an audio window, a text, a vector) to a graph input with a batch axis of 1."""
+    """One raw item (a frame, a region of one, a sound, a text, a vector) to a graph input with a batch axis of 1."""
 
     shape: tuple[int, ...]
 
@@ -54,13 +55,15 @@ def build_preprocessor(
     return preprocessor
 
 
-_GIVES: dict[type, str] = {ImageSteps: "uint8", LogMelSteps: "float32", TokenSteps: "int64"}
+_GIVES: dict[type, str] = {ImageSteps: "uint8", CropSteps: "uint8", LogMelSteps: "float32", TokenSteps: "int64"}
 """The one dtype of each step; raw data is cast to whatever the graph takes."""
 
 
 def _build(steps: Preprocess, tensor: TensorSpec, assets: Mapping[str, bytes]) -> Preprocessor:
     if isinstance(steps, ImageSteps):
         return FramesPreprocessor(steps, tensor.resolve()[1]) if len(tensor.shape) == 5 else ImagePreprocessor(steps)
+    if isinstance(steps, CropSteps):
+        return CropPreprocessor(steps)
     if isinstance(steps, LogMelSteps):
         return _LogMelPreprocessor(steps, tensor)
     if isinstance(steps, RawSteps):

@@ -45,6 +45,7 @@ class Aligner:
         nodes: per head input, what feeds it.
         modalities: per head input, the one modality it depends on.
         feeds: per head input, what the first encoder on its way reads.
+        pivot: the head input of the pivot modality that is ready last: when it is, so are the others of its feed.
         max_pending: pivots to hold; when more wait, the oldest is dropped and counted.
         latched: modalities that are taken as they last were, see ``Manifest.latched``.
     """
@@ -55,8 +56,9 @@ class Aligner:
         nodes: Mapping[str, Node],
         modalities: Mapping[str, str],
         feeds: Mapping[str, Feed],
-        max_pending: int,
         *,
+        pivot: str,
+        max_pending: int,
         latched: Collection[str] = (),
     ) -> None:
         self._timing = timing
@@ -65,7 +67,6 @@ class Aligner:
         self.feeds = tuple(feeds.values())
         self._max_pending = max_pending
         self._latched = frozenset(latched)
-        pivot = next(key for key, modality in modalities.items() if modality == timing.pivot)
         self.pivot_node, self.pivot_feed = nodes[pivot], feeds[pivot]
         self._others = [(modalities[key], feed) for key, feed in feeds.items() if feed is not self.pivot_feed]
         self.overflowed = self.overtaken = self.skipped = self.failed = 0

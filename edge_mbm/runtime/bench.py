@@ -111,7 +111,7 @@ def bench_bundle(
         raise InputError(f"seconds is {seconds}: measure for more than 0, at most 3600")
     with ExitStack() as stack:
         lanes = []
-        for chosen in _choices(bundle.manifest, options, compare):
+        for chosen in _choices(bundle.manifest, options, compare, load_engine):
             session = stack.enter_context(bundle.session(chosen, load_engine=load_engine))
             lanes.append(_Lane(session, _Feed(bundle, session), clock))
         _take_turns(lanes, int(seconds * _SECOND), clock)
@@ -126,12 +126,15 @@ def bench_bundle(
     )
 
 
-def _choices(manifest: Manifest, options: SessionOptions, compare: str | None) -> list[SessionOptions]:
+def _choices(
+    manifest: Manifest, options: SessionOptions, compare: str | None, load_engine: EngineLoader | None
+) -> list[SessionOptions]:
     if compare is None:
         return [options]
     other = replace(options, variant=compare)
-    same = plan(manifest, options.heads, options.variant) == plan(manifest, other.heads, other.variant)
-    return [options] if same else [options, other]
+    choose = options.open_backend(load_engine).choose
+    first, second = (plan(manifest, o.heads, o.variant, choose) for o in (options, other))
+    return [options] if first == second else [options, other]
 
 
 def _take_turns(lanes: list[_Lane], nanoseconds: int, clock: Callable[[], int]) -> None:

@@ -27,7 +27,7 @@ class Bundle(BundleFiles):
 
         Args:
             options: heads, variant, threads and bounds; see ``SessionOptions``.
-            load_engine: makes each component's engine; ONNX Runtime on the CPU unless given.
+            load_engine: makes each component's engine; what ``SessionOptions.provider`` says unless given.
 
         Raises:
             InputError, ManifestError, EngineError, MissingDependencyError: see ``Session``.

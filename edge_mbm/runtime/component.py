@@ -14,8 +14,9 @@ from edge_mbm.errors import EngineError
 from edge_mbm.preprocess import build_preprocessor
 from edge_mbm.runtime.engine import Engine
 from edge_mbm.runtime.gate import make_gate
-from edge_mbm.runtime.result import Segment, TextOutput
-from edge_mbm.spec import Component, Encoder, TokenSteps
+from edge_mbm.runtime.result import RegionsOutput, Segment, TextOutput
+from edge_mbm.runtime.states import states_of
+from edge_mbm.spec import Component, CropSteps, Encoder, TokenSteps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,11 +43,12 @@ class ComponentRunner:
         self.name = name
         self.component = component
         self.engine = engine
+        self._states = states_of(engine, component.states)
         self._sources = frozenset(value.source for value in component.inputs.values())
         self._prepare = {
             key: build_preprocessor(value.preprocess, value.tensor, assets)
             for key, value in component.inputs.items()
-            if "." not in value.source or isinstance(value.preprocess, TokenSteps)
+            if "." not in value.source or isinstance(value.preprocess, TokenSteps | CropSteps)
         }
         self._preprocess_stage, self._infer_stage = f"preprocess.{name}", f"infer.{name}"
         self.reset()
@@ -64,11 +66,10 @@ class ComponentRunner:
             if key in self._prepare:
                 self._prepare[key](_plain(sources[value.source]), out=self.engine.inputs[key])
             else:
-                given[key] = sources[value.source]
+                given[key] = _array(sources[value.source])
         prepared = perf_counter_ns()
         outputs = self.engine.run(given)
-        for state in self.component.states:
-            np.copyto(self.engine.inputs[state.input], outputs[state.output])
+        self._states.carry(outputs)
         if self._prepare:
             stages[self._preprocess_stage] = prepared - started
         stages[self._infer_stage] = perf_counter_ns() - prepared
@@ -86,24 +87,28 @@ class ComponentRunner:
 
     def reset(self) -> None:
         """Start carried states from zeros."""
-        for state in self.component.states:
-            self.engine.inputs[state.input][...] = 0
+        self._states.reset()
 
     @contextmanager
     def fresh_state(self) -> Iterator[None]:
         """Zero states inside, the carried ones again afterwards."""
-        kept = {state.input: self.engine.inputs[state.input].copy() for state in self.component.states}
+        kept = self._states.save()
         self.reset()
         try:
             yield
         finally:
-            for key, value in kept.items():
-                np.copyto(self.engine.inputs[key], value)
+            self._states.restore(kept)
 
 
 def _plain(item: Any) -> Any:
     """What preprocessing takes: of a decoder's output, the text."""
     return item.text if isinstance(item, TextOutput) else item
+
+
+def _array(item: Any) -> NDArray[Any]:
+    """What an engine takes: of a detector's output, all its rows."""
+    array: NDArray[Any] = item.padded if isinstance(item, RegionsOutput) else item
+    return array
 
 
 class About(NamedTuple):

@@ -101,25 +101,22 @@ class DecoderRunner(ComponentRunner):
         self.engine.inputs[self._decoder.token][...] = token
         self.engine.inputs[self._decoder.position][...] = place
         outputs = self.engine.run({})
-        for state in self._decoder.states:
-            np.copyto(self.engine.inputs[state.input], outputs[state.output])
+        self._states.carry(outputs)
         scores: NDArray[np.float32] = outputs[self._output][0].astype(np.float32)
         return scores
 
     def save(self) -> dict[str, NDArray[Any]]:
         """See ``Stepper``."""
-        return {state.input: self.engine.inputs[state.input].copy() for state in self._decoder.states}
+        return self._states.save()
 
     def restore(self, saved: Mapping[str, NDArray[Any]]) -> None:
         """See ``Stepper``."""
-        for key, value in saved.items():
-            np.copyto(self.engine.inputs[key], value)
+        self._states.restore(saved)
 
     def _read(self, sources: Mapping[str, Any]) -> None:
         """What is to be decoded is written once, and no text has begun."""
         self.reset()
-        for key, value in self._decoder.inputs.items():
-            np.copyto(self.engine.inputs[key], sources[value.source])
+        self._states.hold({key: sources[value.source] for key, value in self._decoder.inputs.items()})
 
     def _text(self, chosen: list[Scored]) -> TextOutput:
         tokens = self._decoding.written([scored.token for scored in chosen])

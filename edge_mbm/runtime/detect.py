@@ -1,20 +1,19 @@
-"""A detector at work: what its graph gives, to regions of the frame."""
+"""A detector at work, and those who read its regions one by one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from edge_mbm.preprocess import RegionRules, as_frame, find_regions
+import numpy as np
+
+from edge_mbm.preprocess import RegionRules, as_frame, crops_of, find_regions
 from edge_mbm.runtime.component import ComponentRunner
 from edge_mbm.runtime.engine import Engine
 from edge_mbm.runtime.result import RegionsOutput
-from edge_mbm.spec import Detector, ImageSteps
+from edge_mbm.spec import Detector, Encoder, ImageSteps, TensorSpec
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-__all__ = ["DetectorRunner"]
+__all__ = ["CropsRunner", "DetectorRunner"]
 
 
 class DetectorRunner(ComponentRunner):
@@ -50,12 +49,46 @@ class DetectorRunner(ComponentRunner):
         raw = self.run(sources, stages)[self._output][0]
         rows, columns = as_frame(sources[self._modality]).shape[:2]
         found = find_regions(raw, self._rules, self._steps, (rows, columns))
-        known: NDArray[Any] = found.regions[: found.count]
-        regions = RegionsOutput(
-            boxes=known[:, :4],
-            scores=known[:, 4],
-            landmarks=known[:, 5:].reshape(len(known), (known.shape[1] - 5) // 2, 2),
-            left_out=found.left_out,
-            padded=found.regions[None],
-        )
-        return {self._output: regions}
+        return {self._output: RegionsOutput.of(found.regions[None], found.left_out)}
+
+
+class CropsRunner(ComponentRunner):
+    """Feeds an encoder region by region.
+
+    Args:
+        name: the component's.
+        component: an encoder that reads crops.
+        engine: loaded with one of its variants.
+        assets: name -> bytes of the files that its preprocessing needs.
+        modality: of the frame that the regions are in.
+        given: per output, what those get who read it, see ``tensor_given``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        component: Encoder,
+        engine: Engine,
+        assets: Mapping[str, bytes],
+        *,
+        modality: str,
+        given: Mapping[str, TensorSpec],
+    ) -> None:
+        super().__init__(name, component, engine, assets)
+        self._modality, self._given = modality, given
+        [self._regions] = self.sources
+
+    def compute(self, sources: Mapping[str, Any], stages: dict[str, int]) -> dict[str, Any]:
+        """One call for each region: the outputs of all, with zeros after the last; times are of all together.
+
+        Raises:
+            EngineError: the engine failed, or a region has no size.
+        """
+        outputs = {key: np.zeros(tensor.resolve(), tensor.dtype) for key, tensor in self._given.items()}
+        for index, crop in enumerate(crops_of(sources[self._modality], sources[self._regions].padded)):
+            took: dict[str, int] = {}
+            of_one = self.run({self._regions: crop}, took)
+            for key, array in outputs.items():
+                array[0, index] = of_one[key][0]
+            stages.update({stage: stages.get(stage, 0) + ns for stage, ns in took.items()})
+        return outputs

@@ -10,14 +10,20 @@ import numpy as np
 
 from edge_mbm.errors import EdgeMbmError, EngineError, MissingDependencyError
 from edge_mbm.runtime.onnx_guard import refuse_external_data
+from edge_mbm.runtime.ort_buffers import Buffers, CudaBuffers, HostBuffers
 from edge_mbm.spec import Component
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Engine", "EngineLoader", "OnnxRuntimeEngine", "import_onnxruntime"]
+__all__ = ["CPU", "CUDA", "Engine", "EngineLoader", "OnnxRuntimeEngine", "import_onnxruntime"]
 
 Arrays = Mapping[str, "NDArray[Any]"]
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_GPU_REMEDY = (
+    "On a Jetson install NVIDIA's build of onnxruntime for its JetPack, elsewhere onnxruntime-gpu in place of "
+    "onnxruntime; 'edge-mbm doctor' says what is here. Or run it on the CPU"
+)
 # Where ONNX Runtime's name for a dtype is not numpy's.
 _ORT_TYPES = {"float32": "float"}
 
@@ -27,6 +33,8 @@ class Engine(Protocol):
 
     A protocol because it is where backends differ (ONNX Runtime, TensorRT, the fakes in ``edge_mbm.testing``).
     Buffers belong to the engine and are used again by the next call: copy what you keep. Not thread-safe.
+
+    One that keeps carried states on a GPU has an attribute ``states`` (see ``States``), and no buffers of them.
     """
 
     @property
@@ -61,7 +69,7 @@ class EngineLoader(Protocol):
 
 
 class OnnxRuntimeEngine:
-    """A component on ONNX Runtime's CPU provider, its buffers bound once.
+    """A component on ONNX Runtime, its buffers bound once: on the CPU, or on CUDA (see ``CudaBuffers``).
 
     Threads are explicit and never spin: a spinning pool triples the CPU time of a pipeline that mostly waits.
 
@@ -70,64 +78,87 @@ class OnnxRuntimeEngine:
         component: its manifest entry; the graph's inputs and outputs are checked against it.
         graph: the ONNX model, weights inside.
         threads: intra-op threads.
+        provider: "CPUExecutionProvider" or "CUDAExecutionProvider". One that is not to be had is an error: ONNX
+            Runtime's own way is to warn, and to compute on the CPU.
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
-        EngineError: the graph does not load, or is not what the manifest describes.
+        EngineError: the graph does not load, or is not what the manifest describes; the provider is not here, did not
+            start, or has a kernel for none of the graph's nodes.
         BundleIntegrityError: the graph refers to files outside the bundle.
     """
 
-    provider = "CPUExecutionProvider"
-
-    def __init__(self, name: str, component: Component, graph: bytes, *, threads: int = 1) -> None:
+    def __init__(self, name: str, component: Component, graph: bytes, *, threads: int = 1, provider: str = CPU) -> None:
         ort = import_onnxruntime()
         refuse_external_data(graph, f"the graph of '{name}'")
         self._name = name
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        self._taken = {key: (s.resolve(), np.dtype(s.dtype)) for key, s in component.graph_inputs().items()}
+        _check_is_here(ort, name, provider)
         with self._explain("load"):
             # Without its fallback: ONNX Runtime would print the error, and try again with other providers.
-            self._session = ort.InferenceSession(graph, options, providers=[self.provider], enable_fallback=0)
+            self._session = ort.InferenceSession(
+                graph, _session_options(ort, threads, provider), providers=[_configured(provider)], enable_fallback=0
+            )
             self._check_graph(component)
-        self.inputs = {key: np.zeros(spec.resolve(), spec.dtype) for key, spec in component.graph_inputs().items()}
-        self._outputs = {key: np.zeros(spec.resolve(), spec.dtype) for key, spec in component.graph_outputs().items()}
+        self.provider = self._really_used(provider)
         with self._explain("bind"):
-            self._binding = self._bind()
+            self._buffers: Buffers | None = self._make_buffers(ort, component, provider)
+        self.inputs = self._buffers.inputs
+        self.states = self._buffers.states
         # The first run plans memory; better here than on the first frame.
         self.run({})
 
+    def _make_buffers(self, ort: Any, component: Component, provider: str) -> Buffers:
+        if provider == CPU:
+            return HostBuffers(self._session, component)
+        return CudaBuffers(ort, self._session, component)
+
+    def _really_used(self, provider: str) -> str:
+        """What the nodes are on; a provider that could not start is missing from the session without an error."""
+        if provider == CPU:
+            return provider
+        if provider not in self._session.get_providers():
+            raise EngineError(
+                f"'{self._name}' was to run on {provider}, which did not start: a CUDA or cuDNN library that it "
+                f"needs is missing or of another version (onnxruntime's message, above, names it). {_GPU_REMEDY}"
+            )
+        used = _providers_of_nodes(self._session)
+        if used is not None and provider not in used:
+            raise EngineError(
+                f"'{self._name}' was to run on {provider}, which has a kernel for none of its nodes: they are on "
+                f"{', '.join(sorted(used))}. Take another variant (--variant fp32), or run it on the CPU"
+            )
+        return "+".join([provider, *sorted((used or set()) - {provider})])
+
     def run(self, inputs: Arrays) -> Arrays:
         """See ``Engine.run``."""
-        if self._binding is None:
+        if self._buffers is None:
             raise EngineError(f"'{self._name}' was run after it was closed")
         for key, value in inputs.items():
-            self._write(key, value)
+            self._write(self._buffers, key, value)
         try:
-            self._session.run_with_iobinding(self._binding)
+            self._buffers.run()
         except Exception as error:
             raise self._failed("run", error) from error
-        return self._outputs
+        return self._buffers.outputs
 
     def close(self) -> None:
         """See ``Engine.close``."""
-        self._binding = self._session = None
+        if self._buffers is not None:
+            self._buffers.close()
+        self._buffers = self._session = None
 
-    def _write(self, key: str, value: NDArray[Any]) -> None:
-        buffer = self.inputs.get(key)
-        if buffer is None:
-            raise EngineError(f"'{self._name}' has no input '{key}'; it has {sorted(self.inputs)}")
-        if value is buffer:
+    def _write(self, buffers: Buffers, key: str, value: NDArray[Any]) -> None:
+        if key in self.inputs and value is self.inputs[key]:
             return
-        if value.shape != buffer.shape or value.dtype != buffer.dtype:
+        taken = self._taken.get(key)
+        if taken is None:
+            raise EngineError(f"'{self._name}' has no input '{key}'; it has {sorted(self._taken)}")
+        if (value.shape, value.dtype) != taken:
             raise EngineError(
-                f"input '{key}' of '{self._name}' is {buffer.dtype}{list(buffer.shape)}, "
-                f"got {value.dtype}{list(value.shape)}"
+                f"input '{key}' of '{self._name}' is {taken[1]}{list(taken[0])}, got {value.dtype}{list(value.shape)}"
             )
-        np.copyto(buffer, value)
+        buffers.write(key, value)
 
     def _check_graph(self, component: Component) -> None:
         """Names both ways, and the dtype and fixed sizes of inputs; a wrong output shows in the first run."""
@@ -150,14 +181,6 @@ class OnnxRuntimeEngine:
                     f"input '{tensor.name}' of '{self._name}' is {tensor.type}{tensor.shape} in the graph, "
                     f"{spec.dtype}{list(spec.shape)} in the manifest: export the bundle again"
                 )
-
-    def _bind(self) -> Any:
-        binding = self._session.io_binding()
-        for key, array in self.inputs.items():
-            binding.bind_input(key, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        for key, array in self._outputs.items():
-            binding.bind_output(key, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        return binding
 
     @contextlib.contextmanager
     def _explain(self, action: str) -> Any:
@@ -185,6 +208,41 @@ def import_onnxruntime() -> Any:
         remedy = "pip install 'edge-mbm[cpu]' (on a Jetson install NVIDIA's build instead)"
         raise MissingDependencyError("onnxruntime", "running a bundle on the CPU", remedy) from None
     return onnxruntime
+
+
+def _check_is_here(ort: Any, name: str, provider: str) -> None:
+    if provider not in (CPU, CUDA):
+        raise EngineError(f"'{name}' was to run on {provider}; of ONNX Runtime's providers {CPU} and {CUDA} are known")
+    if provider not in ort.get_available_providers():
+        raise EngineError(
+            f"'{name}' was to run on {provider}, which onnxruntime {ort.__version__} here is built without: it has "
+            f"{', '.join(ort.get_available_providers())}. {_GPU_REMEDY}"
+        )
+
+
+def _session_options(ort: Any, threads: int, provider: str) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    if provider != CPU:
+        # Older releases do not know it, and take any entry.
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    return options
+
+
+def _configured(provider: str) -> Any:
+    # TF32 rounds a float32 graph's products to 10 bits, which is not what the bundle's proof was measured with.
+    return (provider, {"use_tf32": "0"}) if provider == CUDA else provider
+
+
+def _providers_of_nodes(session: Any) -> set[str] | None:
+    """Where ONNX Runtime put the graph's nodes; None where a release (1.23 is one) does not say."""
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return None
+    return {part.ep_name for part in session.get_provider_graph_assignment_info()}
 
 
 def _first_line(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edge_mbm.errors import EngineError, InputError
+from edge_mbm.errors import DeviceLostError, EngineError, InputError
 from edge_mbm.runtime.log import warn
 
 __all__ = ["Failures"]
@@ -25,9 +25,9 @@ class Failures:
         self._in_a_row: dict[str, int] = {}
 
     def count(self, component: str, error: EngineError) -> None:
-        """One more; raises the error if it is one too many."""
+        """One more; raises the error if it is one too many, or nothing will work after it."""
         count = self._in_a_row[component] = self._in_a_row.get(component, 0) + 1
-        if count > self._most:
+        if count > self._most or isinstance(error, DeviceLostError):
             raise error
         warn(__name__, "'%s' failed, %d in a row: %s", component, count, error)
 

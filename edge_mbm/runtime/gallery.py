@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import os
+import statistics
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +18,15 @@ from msgspec import Struct
 
 from edge_mbm.errors import InputError
 from edge_mbm.preprocess import as_array
+from edge_mbm.runtime.plan import needed_by
+from edge_mbm.spec import Encoder, Manifest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Calibration", "Gallery", "Match", "Rate", "calibrate"]
+__all__ = ["Calibration", "Gallery", "Match", "Rate", "calibrate", "identify_jointly", "model_of"]
 
+_NORMAL = statistics.NormalDist()
 _ONE_SIDED_95 = 1.6448536269514722
 
 
@@ -65,6 +70,15 @@ class Calibration(Struct, frozen=True, kw_only=True):
     threshold: float
     false_accept: Rate
     false_reject: Rate
+
+    @property
+    def separation(self) -> float:
+        """How far apart the distances of one person and of two are, d' of signal detection, from the two rates.
+
+        It is at least a little above 0, and finite where nothing went wrong: half a mistake is added to each.
+        """
+        shares = ((rate.wrong + 0.5) / (rate.pairs + 1) for rate in (self.false_accept, self.false_reject))
+        return max(0.1, sum(-_NORMAL.inv_cdf(share) for share in shares))
 
 
 class Match(Struct, frozen=True):
@@ -111,13 +125,15 @@ class Gallery:
 
     Args:
         path: the file; made by the first change if it is not there.
-        model: the sha256 of the graph that gives the vectors. Those of another are not comparable.
+        model: what gives the vectors, as ``model_of`` says: those of another are not comparable. None for a file that
+            is there, whoever gave them: to list or delete people.
 
     Raises:
-        InputError: the file is no gallery, or its vectors are another model's.
+        InputError: the file is no gallery, or its vectors are another model's; or it is not there, and nobody said
+            whose it would be.
     """
 
-    def __init__(self, path: str | Path, model: str) -> None:
+    def __init__(self, path: str | Path, model: str | None = None) -> None:
         self.path = Path(path)
         self._file = _read(self.path, model)
 
@@ -175,13 +191,23 @@ class Gallery:
         Raises:
             InputError: the vector cannot be used, or the gallery has people but no threshold.
         """
+        distances = self.distances(vector)
+        return _nearest(distances, self.calibrated.threshold) if distances else None
+
+    def distances(self, vector: object) -> dict[str, float]:
+        """How far each person's nearest vector is (Euclidean); arguments and errors as for ``identify``."""
         value = self._checked(as_array(vector)[None])[0]
-        if not self._file.people:
-            return None
+        return {
+            name: float(np.linalg.norm(np.array(rows) - value, axis=1).min())
+            for name, rows in self._file.people.items()
+        }
+
+    @property
+    def calibrated(self) -> Calibration:
+        """``calibration``; raises InputError if there is none."""
         if self._file.calibration is None:
             raise InputError(f"{self.path} has no threshold: calibrate it with pairs of one and of two people")
-        match = min((_nearest(name, rows, value) for name, rows in self._file.people.items()), key=_distance)
-        return match if match.distance <= self._file.calibration.threshold else None
+        return self._file.calibration
 
     def _checked(self, rows: NDArray[Any]) -> NDArray[np.float64]:
         if rows.ndim != 2 or 0 in rows.shape or rows.dtype.kind not in "fiu" or not np.isfinite(rows).all():
@@ -197,14 +223,68 @@ class Gallery:
         self._file = fresh
 
 
-def _read(path: Path, model: str) -> _File:
+def identify_jointly(evidence: Sequence[tuple[Gallery, object]]) -> Match | None:
+    """Who it is by vectors of several kinds, such as a face and a voice of one moment.
+
+    A person's distances, each in units of its gallery's threshold, are averaged with weights: how well that kind tells
+    people apart (``Calibration.separation``; matcher weighting of Snelick et al. 2005, doi:10.1109/TPAMI.2005.57). Whom
+    a gallery does not know is judged by the others; with one piece of evidence this is ``Gallery.identify``, but for
+    the unit. What is spoiled, such as a voice in noise, is better left out: it is far from everybody.
+
+    Args:
+        evidence: the gallery of each kind, and its vector; leave out what is missing.
+
+    Returns:
+        The nearest person, the distance in units of the thresholds; None if it is more than 1, or nobody is enrolled.
+
+    Raises:
+        InputError: as for ``identify``, or there is no evidence.
+    """
+    if not evidence:
+        raise InputError("nobody can be identified by nothing: give at least one vector")
+    sums: dict[str, float] = {}
+    weights: dict[str, float] = {}
+    for gallery, vector in evidence:
+        for name, distance in gallery.distances(vector).items():
+            known = gallery.calibrated
+            sums[name] = sums.get(name, 0.0) + known.separation * distance / known.threshold
+            weights[name] = weights.get(name, 0.0) + known.separation
+    return _nearest({name: total / weights[name] for name, total in sums.items()}, 1.0) if sums else None
+
+
+def model_of(manifest: Manifest, encoder: str) -> str:
+    """What vectors of an encoder may be compared with: the sha256 of the graphs in fp32 and the steps that make them.
+
+    Other variants of the same graphs have the same one: they are held to be near enough by the recipe's budget.
+
+    Args:
+        manifest: of the bundle.
+        encoder: whose outputs are the vectors.
+
+    Raises:
+        InputError: there is no such encoder.
+    """
+    if not isinstance(manifest.components.get(encoder), Encoder):
+        known = [name for name, component in manifest.components.items() if isinstance(component, Encoder)]
+        raise InputError(f"there is no encoder '{encoder}' in '{manifest.name}'; it has {known}")
+    digest = hashlib.sha256()
+    for name in sorted(needed_by(manifest, [encoder])):
+        component = manifest.components[name]
+        graph = component.variants["fp32"].graph
+        digest.update(msgspec.json.encode([name, component.inputs, manifest.files[graph].sha256 if graph else ""]))
+    return digest.hexdigest()
+
+
+def _read(path: Path, model: str | None) -> _File:
     try:
         file = msgspec.json.decode(path.read_bytes(), type=_File)
     except FileNotFoundError:
+        if model is None:
+            raise InputError(f"there is no gallery at {path}: enrol somebody to make one") from None
         return _File(model=model, people={})
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not a gallery that can be read: {error}") from None
-    if file.model != model:
+    if model is not None and file.model != model:
         raise InputError(f"{path} was made with the model {file.model[:12]}, not {model[:12]}: enrol everybody anew")
     widths = {len(vector) for vectors in file.people.values() for vector in vectors}
     if len(widths) > 1 or 0 in widths or not all(file.people.values()):
@@ -227,12 +307,9 @@ def _write_privately(path: Path, content: bytes) -> None:
         raise
 
 
-def _nearest(name: str, rows: list[list[float]], value: NDArray[np.float64]) -> Match:
-    return Match(name, float(np.linalg.norm(np.array(rows) - value, axis=1).min()))
-
-
-def _distance(match: Match) -> float:
-    return match.distance
+def _nearest(distances: Mapping[str, float], threshold: float) -> Match | None:
+    name = min(distances, key=lambda person: distances[person])
+    return Match(name, distances[name]) if distances[name] <= threshold else None
 
 
 def _distances(values: object, which: str) -> NDArray[np.float64]:

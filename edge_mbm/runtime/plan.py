@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from edge_mbm.errors import InputError, ManifestError
@@ -13,7 +13,6 @@ from edge_mbm.spec import (
     AudioModality,
     Component,
     Decoder,
-    Detector,
     Encoder,
     Head,
     ImageModality,
@@ -40,7 +39,12 @@ class Planned:
     graph: str
 
 
-def plan(manifest: Manifest, heads: Iterable[str] | None = None, variant: str = "auto") -> tuple[Planned, ...]:
+def plan(
+    manifest: Manifest,
+    heads: Iterable[str] | None = None,
+    variant: str = "auto",
+    choose: Callable[[Manifest, str, str], str] | None = None,
+) -> tuple[Planned, ...]:
     """The components that the heads need, in an order that can be run, each with its variant.
 
     Args:
@@ -48,6 +52,7 @@ def plan(manifest: Manifest, heads: Iterable[str] | None = None, variant: str = 
         heads: what to run of ``Manifest.results``; None means its default ones.
         variant: "auto" takes the fastest that was kept for this machine's CPU; a name takes that one, and fp32 where
             a component does not have it.
+        choose: the variant of a component, by name, of one that is wanted; ``choose_variant``'s unless given.
 
     Raises:
         InputError: no such head or variant.
@@ -59,7 +64,7 @@ def plan(manifest: Manifest, heads: Iterable[str] | None = None, variant: str = 
     for name in manifest.order():
         if name in needed:
             component = _runnable(manifest, name)
-            chosen = choose_variant(name, component, variant)
+            chosen = choose(manifest, name, variant) if choose else choose_variant(name, component, variant)
             planned.append(Planned(name, component, chosen, component.variants[chosen].graph or ""))
     return tuple(planned)
 
@@ -128,9 +133,6 @@ def needed_by(manifest: Manifest, names: Iterable[str]) -> set[str]:
 def _runnable(manifest: Manifest, name: str) -> Component:
     """The component, if everything about it can run in this version."""
     component = manifest.components[name]
-    regions = [v for v in manifest.upstream_of(name) if isinstance(manifest.components[v], Detector)]
-    if regions:
-        raise ManifestError(f"'{name}' reads the regions of '{regions[0]}': this edge-mbm cannot crop frames yet")
     if isinstance(component, Decoder) and component.algorithm != "autoregressive":
         raise ManifestError(f"'{name}' decodes by {component.algorithm}: this edge-mbm decodes token by token")
     if isinstance(component, Encoder) and component.window and not _reads_stream(manifest, component):

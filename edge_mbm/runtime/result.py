@@ -9,10 +9,11 @@ import numpy as np
 from msgspec import Struct, structs
 
 from edge_mbm.errors import EngineError
-from edge_mbm.spec import Classification, Embedding, Output, Regression, Saliency, Sequence
+from edge_mbm.spec import Classification, Embedding, Output, Regions, Regression, Saliency, Sequence
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from typing_extensions import Self
 
 __all__ = [
     "RUNNABLE_TASKS",
@@ -28,7 +29,7 @@ __all__ = [
     "interpret",
 ]
 
-RUNNABLE_TASKS = (Classification, Embedding, Regression, Sequence, Saliency)
+RUNNABLE_TASKS = (Classification, Embedding, Regression, Sequence, Saliency, Regions)
 """Tasks whose head outputs this version can hand out; the manifest may describe more."""
 
 
@@ -77,7 +78,7 @@ class RegressionOutput(Struct, frozen=True, eq=False):
 
 
 class SequenceOutput(Struct, frozen=True, eq=False):
-    """One value, or one vector, per time step, float32[steps, ...]."""
+    """One value, or one vector, per time step, or per region with zeros after the last; float32[steps, ...]."""
 
     values: NDArray[np.float32]
     times: NDArray[np.int64] | None = None
@@ -108,6 +109,18 @@ class TextOutput(Struct, frozen=True, eq=False):
 class RegionsOutput(Struct, frozen=True, eq=False):
     """Where a detector found something in the frame, the surest first."""
 
+    @classmethod
+    def of(cls, padded: NDArray[np.float32], left_out: int = 0) -> Self:
+        """The regions in an array as ``padded`` has it."""
+        known = padded[0][padded[0, :, 4] > 0]
+        return cls(
+            boxes=known[:, :4],
+            scores=known[:, 4],
+            landmarks=known[:, 5:].reshape(len(known), (known.shape[1] - 5) // 2, 2),
+            left_out=left_out,
+            padded=padded,
+        )
+
     boxes: NDArray[np.float32]
     """float32[n, 4]: x0, y0, x1, y1 in pixels of the frame, within it."""
     scores: NDArray[np.float32]
@@ -115,7 +128,7 @@ class RegionsOutput(Struct, frozen=True, eq=False):
     landmarks: NDArray[np.float32]
     """float32[n, landmarks, 2]: x, y in pixels of the frame; they may lie outside."""
     left_out: int
-    """How many more there were than it may give (``Detector.max_regions``)."""
+    """How many more there were than it may give (``Detector.max_regions``); of a head, which cannot know, 0."""
     padded: NDArray[np.float32]
     """float32[1, max_regions, 5 + 2 * landmarks]: all of it, as those get it who read it, with zeros after the last."""
 
@@ -216,6 +229,8 @@ def interpret(
     if isinstance(output.task, Classification):
         found = _classify(output.task, values.reshape(-1), labels, where)
         return structs.replace(found, prompted=True) if prompted else found
+    if isinstance(output.task, Regions):
+        return RegionsOutput.of(values[None])
     if isinstance(output.task, Regression):
         return RegressionOutput(values, output.task.unit)
     if isinstance(output.task, Sequence | Saliency):

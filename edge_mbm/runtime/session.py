@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from msgspec import structs
 
 from edge_mbm.bundle import BundleFiles
-from edge_mbm.errors import EngineError, InputError, SessionClosedError
+from edge_mbm.errors import DeviceLostError, EngineError, InputError, SessionClosedError
 from edge_mbm.preprocess import (
     as_array,
     as_frame,
@@ -26,10 +26,11 @@ from edge_mbm.preprocess import (
     in_turn,
 )
 from edge_mbm.runtime.align import Aligner, Match
+from edge_mbm.runtime.backend import Backend, Provider, open_backend
 from edge_mbm.runtime.component import About, ComponentRunner, Encoded, Node
 from edge_mbm.runtime.decode import GREEDY, DecodeOptions, DecoderRunner, Piece
-from edge_mbm.runtime.detect import DetectorRunner
-from edge_mbm.runtime.engine import Engine, EngineLoader, OnnxRuntimeEngine
+from edge_mbm.runtime.detect import CropsRunner, DetectorRunner
+from edge_mbm.runtime.engine import Engine, EngineLoader
 from edge_mbm.runtime.feed import FOREVER, Feed
 from edge_mbm.runtime.frames import FrameWindows, Stream, VideoStream, frame_times, video_stream
 from edge_mbm.runtime.head import Answering, HeadNode, Prompts, Relay
@@ -54,6 +55,7 @@ from edge_mbm.spec import (
     TextModality,
     TokenSteps,
     VideoModality,
+    tensor_given,
 )
 
 if TYPE_CHECKING:
@@ -71,6 +73,10 @@ class SessionOptions:
         heads: what gives results, of ``Manifest.results``; None means its default ones. What none needs is not loaded.
         variant: "auto" for the fastest kept for this machine, or a name ("fp32").
         threads: intra-op threads of each engine.
+        provider: what runs the components: "cpu" or "cuda" (ONNX Runtime), "tensorrt" or "rtx" (engines that
+            ``edge-mbm compile`` built on this device).
+        allow_fallback: whether the CPU runs what the provider cannot, such as a component whose engine is not built
+            yet; ``Result.provider`` says so. Otherwise that is an error.
         audio_buffer_s: audio, and video in windows, that may wait to be encoded, seconds; beyond it the oldest is
             dropped and counted.
         max_pending: pivots that may wait for the other modalities, per head; beyond it the oldest is dropped.
@@ -80,6 +86,8 @@ class SessionOptions:
     heads: tuple[str, ...] | None = None
     variant: str = "auto"
     threads: int = 1
+    provider: Provider = "cpu"
+    allow_fallback: bool = False
     audio_buffer_s: float = 10.0
     max_pending: int = 64
     decoding: DecodeOptions = GREEDY
@@ -88,6 +96,12 @@ class SessionOptions:
         """Raise InputError for a number out of range."""
         if self.threads < 1 or self.max_pending < 1 or not 0 < self.audio_buffer_s <= 3600:
             raise InputError("threads and max_pending are at least 1, audio_buffer_s is above 0 and at most 3600")
+        if self.provider not in get_args(Provider):
+            raise InputError(f"there is no provider '{self.provider}'; there are {', '.join(get_args(Provider))}")
+
+    def open_backend(self, load: EngineLoader | None = None) -> Backend:
+        """What runs the components; see ``open_backend``."""
+        return open_backend(self.provider, threads=self.threads, allow_fallback=self.allow_fallback, load=load)
 
 
 class Session:
@@ -103,11 +117,11 @@ class Session:
     Args:
         bundle: the verified files.
         options: see ``SessionOptions``.
-        load_engine: makes each component's engine; ONNX Runtime on the CPU unless given.
+        load_engine: makes each component's engine; what ``SessionOptions.provider`` says unless given.
 
     Raises:
         InputError, ManifestError: see ``plan``.
-        EngineError, MissingDependencyError: see ``OnnxRuntimeEngine``.
+        EngineError, MissingDependencyError: see ``open_backend`` and ``Backend``.
     """
 
     def __init__(
@@ -119,13 +133,14 @@ class Session:
     ) -> None:
         self.options = options or SessionOptions()
         self.manifest = bundle.manifest
-        self.plan = plan(bundle.manifest, self.options.heads, self.options.variant)
+        backend = self.options.open_backend(load_engine)
+        self.plan = plan(bundle.manifest, self.options.heads, self.options.variant, backend.choose)
         self._closed = False
         self._lock = threading.Lock()
         self._disabled: set[str] = set()
         self._held: list[Result] = []
         with ExitStack() as undo:
-            self._runners = self._load(bundle, load_engine or self._onnxruntime, undo)
+            self._runners = self._load(bundle, backend.load, undo)
             before = [p.name for p in self.plan if not isinstance(p.component, Head)]
             self._nodes = {name: Node(self._runners[name]) for name in before}
             self._streams = self._make_streams()
@@ -196,6 +211,7 @@ class Session:
 
         Raises:
             EngineError: a component failed on one sample, which costs one result; the next call returns the others.
+            DeviceLostError: the GPU does not answer any more; the session is closed.
             SessionClosedError: after ``close``.
         """
         self._check_open()
@@ -356,11 +372,16 @@ class Session:
     def _run_head(self, head: Answering, match: Match) -> Result:
         try:
             return head.result(match)
-        except EngineError:
+        except EngineError as error:
             with self._lock:
                 head.aligner.failed_on(match)
                 head.aligner.pivot_feed.held_until = None
+            self._close_if_lost(error)
             raise
+
+    def _close_if_lost(self, error: EngineError) -> None:
+        if isinstance(error, DeviceLostError):
+            self.close()
 
     def _let_go(self) -> None:
         for head in self._heads:
@@ -475,6 +496,7 @@ class Session:
         Raises:
             InputError: an unknown modality, wrong data, or a head that cannot do without a missing modality.
             EngineError: a component failed.
+        DeviceLostError: the GPU does not answer any more; the session is closed.
         """
         return self._run_once(inputs)[0]
 
@@ -537,9 +559,6 @@ class Session:
 
     # --- wiring ------------------------------------------------------------------------------------------------------
 
-    def _onnxruntime(self, name: str, component: Component, graph: bytes) -> Engine:
-        return OnnxRuntimeEngine(name, component, graph, threads=self.options.threads)
-
     def _load(self, bundle: BundleFiles, load: EngineLoader, undo: ExitStack) -> dict[str, ComponentRunner]:
         runners = {}
         for planned in self.plan:
@@ -557,6 +576,10 @@ class Session:
             picture = self.manifest.picture_of(name)
             assert picture is not None  # Manifest.check demands one
             return DetectorRunner(name, component, engine, assets, picture)
+        if isinstance(component, Encoder) and component.reads_crops:
+            given = {key: tensor_given(self.manifest.components, f"{name}.{key}") for key in component.outputs}
+            [modality] = self.manifest.modalities_of(name)
+            return CropsRunner(name, component, engine, assets, modality=modality, given=given)
         return ComponentRunner(name, component, engine, assets)
 
     def _make_streams(self) -> dict[str, Stream]:
@@ -628,11 +651,16 @@ class Session:
             feeding = {key: value.source.partition(".")[0] for key, value in component.inputs.items()}
         else:
             feeding = {name: name}
+        modalities = {key: self.manifest.modalities_of(node)[0] for key, node in feeding.items()}
+        feeds = {key: self._root_feed(node) for key, node in feeding.items()}
+        pivots = [key for key, modality in modalities.items() if modality == timing.pivot]
+        running = list(self._run_by(feeds[pivots[0]].encoder))
         aligner = Aligner(
             timing,
             nodes={key: self._nodes[node] for key, node in feeding.items()},
-            modalities={key: self.manifest.modalities_of(node)[0] for key, node in feeding.items()},
-            feeds={key: self._root_feed(node) for key, node in feeding.items()},
+            modalities=modalities,
+            feeds=feeds,
+            pivot=max((key for key in pivots if feeding[key] in running), key=lambda key: running.index(feeding[key])),
             max_pending=self.options.max_pending,
             latched=self.manifest.latched(name),
         )
@@ -663,6 +691,12 @@ class Session:
         nodes = self._nodes.values()
         return tuple(node for node in nodes if any(s.startswith(f"{name}.") for s in node.runner.sources))
 
+    def _run_by(self, encoder: str) -> Iterator[str]:
+        """An encoder, and those that feed on it, in the order in which ``_encode_with`` runs them."""
+        yield encoder
+        for follower in self._followers[encoder]:
+            yield from self._run_by(follower.runner.name)
+
     def _find_told(self, encoder: str) -> tuple[str, ...]:
         feed = self._feeds.get(encoder)
         return tuple(name for name, told in self._feeds.items() if feed is not None and told.teller is feed)
@@ -680,8 +714,9 @@ class Session:
         name = node.runner.name
         try:
             encoded = node.encode(sources, t, stages, about)
-        except EngineError:
+        except EngineError as error:
             node.failed += 1
+            self._close_if_lost(error)
             raise
         with self._lock:
             node.remember(encoded)
@@ -744,6 +779,13 @@ class Session:
     # --- one shot, inside --------------------------------------------------------------------------------------------
 
     def _run_once(self, inputs: Mapping[str, object]) -> tuple[list[Result], dict[str, NDArray[Any]]]:
+        try:
+            return self._compute_once(inputs)
+        except DeviceLostError as error:
+            self._close_if_lost(error)
+            raise
+
+    def _compute_once(self, inputs: Mapping[str, object]) -> tuple[list[Result], dict[str, NDArray[Any]]]:
         self._check_open()
         for modality in inputs:
             self._check_modality(modality)

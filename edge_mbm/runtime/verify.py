@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from msgspec import Struct
 
 from edge_mbm.errors import InputError, ManifestError, VerificationError
+from edge_mbm.runtime.backend import Provider
 from edge_mbm.runtime.bundle import Bundle
 from edge_mbm.runtime.engine import EngineLoader
 from edge_mbm.runtime.plan import Planned, plan
@@ -105,6 +107,7 @@ def verify_bundle(
     variants: Iterable[str] | None = None,
     *,
     threads: int = 1,
+    provider: Provider = "cpu",
     load_engine: EngineLoader | None = None,
 ) -> Verification:
     """Run every head of a bundle on its golden samples and compare each reference output.
@@ -117,6 +120,7 @@ def verify_bundle(
         bundle: an opened bundle, so its bytes are verified.
         variants: choices to replay; None means "fp32", and "auto" where that is something else on this machine.
         threads: of each engine.
+        provider: what runs them; without ``variants``, other providers than the CPU are held to "auto".
         load_engine: see ``Bundle.session``.
 
     Raises:
@@ -127,9 +131,10 @@ def verify_bundle(
     manifest = bundle.manifest
     if variants is None:
         # Without samples nothing is run, so nothing needs to be runnable here.
-        variants = _default_variants(manifest) if manifest.golden else ()
-    options = [SessionOptions(heads=tuple(manifest.results()), variant=v, threads=threads) for v in variants]
-    plans = [plan(manifest, o.heads, o.variant) for o in options]
+        variants = _default_variants(manifest, provider) if manifest.golden else ()
+    heads = tuple(manifest.results())
+    options = [SessionOptions(heads=heads, variant=v, threads=threads, provider=provider) for v in variants]
+    plans = [plan(manifest, o.heads, o.variant, o.open_backend(load_engine).choose) for o in options]
     return Verification(
         bundle=manifest.name,
         files=len(manifest.files),
@@ -190,7 +195,7 @@ def _replay(
 ) -> Replay:
     differences: dict[str, _Difference] = {}
     for heads, samples in _by_heads(bundle.manifest).items():
-        chosen = SessionOptions(heads=heads, variant=options.variant, threads=options.threads)
+        chosen = replace(options, heads=heads)
         with bundle.session(chosen, load_engine=load_engine) as session:
             for sample in samples:
                 _compare(bundle, session, sample, differences)
@@ -292,9 +297,11 @@ def _required_db(output: str, chain: Iterable[Variant]) -> float:
     return min([_EXACT_DB, *(error.fed_sqnr_db.get(output, error.sqnr_db) - _MARGIN_DB for error in errors)])
 
 
-def _default_variants(manifest: Manifest) -> tuple[str, ...]:
+def _default_variants(manifest: Manifest, provider: Provider) -> tuple[str, ...]:
     """fp32 where there is one, and auto where it is something else: a plan that fails for auto fails for both."""
-    if all("fp32" not in c.variants or c.variants["fp32"].graph is None for c in manifest.components.values()):
+    if provider != "cpu" or all(
+        "fp32" not in c.variants or c.variants["fp32"].graph is None for c in manifest.components.values()
+    ):
         return ("auto",)
     heads = tuple(manifest.results())
     same = plan(manifest, heads, "fp32") == plan(manifest, heads, "auto")

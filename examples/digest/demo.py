@@ -2,6 +2,7 @@
 
     edge-mbm demo digest
     edge-mbm demo digest film.mp4 --query "people on the street" --most 5 -o film.html
+    edge-mbm demo digest film.mp4 --speech whisper.mbm --people people.mbm --gallery people.json
 
 The first time it exports three bundles, which takes most of an hour. Without a video it joins three clips whose cuts
 are known, and says how many of them were found.
@@ -12,12 +13,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import edge_mbm
+from digest.faces import Faces
 from digest.page import Page, clock
 from digest.watch import Describer, Digest, Watching, embed_text, watch
+from digest.words import Listener, Transcript, listening, with_words
 from edge_mbm.errors import EdgeMbmError
+from edge_mbm.runtime.gallery import Gallery
+from edge_mbm.runtime.portraits import Portraits
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "digest"  # what is made here, and not kept with the code
@@ -30,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         prepare(options.bundles)
         source = options.source or str(joined_film())
-        digest = look(source, options.bundles, options.variant, realtime=options.realtime)
+        digest = look(source, options)
         page = compose(source, digest, options.most, options.query, options.bundles)
         Path(options.output).write_text(page.html(), encoding="utf-8")
     except EdgeMbmError as error:
@@ -71,11 +78,29 @@ def joined_film() -> Path:
     return path
 
 
-def look(source: str, bundles: Path, variant: str = "auto", *, realtime: bool = False) -> Digest:
-    """Watch it, with what is in its pictures."""
-    with edge_mbm.load(bundles / "keyframe.mbm") as bundle, bundle.session() as session:
-        options = Watching(str(bundles / "shots.mbm"), Describer(session), variant=variant, realtime=realtime)
-        return watch(source, options)
+def look(source: str, options: argparse.Namespace) -> Digest:
+    """Watch it, with what is in its pictures; with who is seen and what is said, if there are bundles for that."""
+    listener = None if options.speech is None else Listener(options.speech, source, realtime=options.realtime)
+    with ExitStack() as held:
+        heard = held.enter_context(listening(listener))
+        session = held.enter_context(held.enter_context(edge_mbm.load(options.bundles / "keyframe.mbm")).session())
+        annotators = [] if options.people is None else [_faces(options, held)]
+        watching = Watching(
+            str(options.bundles / "shots.mbm"),
+            Describer(session),
+            annotators,
+            variant=options.variant,
+            realtime=options.realtime,
+        )
+        digest = watch(source, watching)
+        transcript: Transcript = heard.result()
+    digest.storyboard.scenes = with_words(digest.storyboard.scenes, transcript.said)
+    return replace(digest, warnings=(*digest.warnings, *transcript.warnings))
+
+
+def _faces(options: argparse.Namespace, held: ExitStack) -> Faces:
+    portraits = held.enter_context(Portraits(held.enter_context(edge_mbm.load(options.people))))
+    return Faces(portraits, None if options.gallery is None else Gallery(options.gallery, portraits.model))
 
 
 def compose(source: str, digest: Digest, most: int, query: str, bundles: Path) -> Page:
@@ -111,6 +136,9 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--most", type=int, default=4, help="shots in the summary")
     parser.add_argument("--realtime", action="store_true", help="a stream, or a file at its own pace")
     parser.add_argument("--variant", default="auto", help="of the shots bundle")
+    parser.add_argument("--speech", type=Path, help="a bundle of export/whisper.toml, for what is said")
+    parser.add_argument("--people", type=Path, help="a bundle of export/people.toml, for the faces in it")
+    parser.add_argument("--gallery", type=Path, help="whose names they are: see edge-mbm gallery")
     parser.add_argument("--bundles", type=Path, default=FOLDER, help="where they are, or are written to")
     parser.add_argument("-o", "--output", default="digest.html")
     return parser.parse_args(arguments)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,3 +56,23 @@ def test_what_libraries_say_does_not_steer_the_terminal(
     assert done.code == 0
     assert "\x1b" not in done.out
     assert r"1.0 \x1b[2J[red]" in done.out
+
+
+def test_a_jetsons_findings_are_shown_with_their_remedies(
+    cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """For people and, the same, for scripts; a warning is no failure."""
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/nv_tegra_release").write_text("# R36 (release), REVISION: 4.3, GCID: 38968081\n")
+    hangs = Outcome(code=124, output="", errors="nothing happened for 10 s")
+    fine = Outcome(code=0, output="1.0", errors="")
+    fake(monkeypatch, Probes(run_python=lambda _: fine, run=lambda _: hangs, root=tmp_path))
+    done = cli("doctor")
+    assert done.code == 0
+    assert "JetPack 6.2, L4T 36.4.3" in done.out
+    assert "nvpmodel -q: nothing happened for 10 s" in done.out
+    assert "-> sudo nvpmodel -q says more" in done.out
+    [power] = [check for check in cli("doctor", "--json").json["system"] if check["name"] == "power mode"]
+    assert power["status"] == "broken"
+    assert power["detail"] in done.out
+    assert power["remedy"] in done.out

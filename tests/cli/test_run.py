@@ -337,3 +337,16 @@ def test_a_run_without_results_says_so(capsys: pytest.CaptureFixture[str]) -> No
     assert "no results" in out
     assert "lost: image.superseded 3" in out
     assert "no head that ran gives a label" in out
+
+
+def test_cuda_where_there_is_none_is_an_error(cli: Callable[..., Any], tiny: Path, clip: Path) -> None:
+    """In one message, with what to install; nothing is computed on the CPU instead."""
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA")
+    done = cli("run", tiny, "--source", clip, "--provider", "cuda", "--fast")
+    assert (done.code, done.out) == (6, "")
+    assert done.err.startswith("error: ")
+    assert "built without" in done.err
+    assert "onnxruntime-gpu" in done.err

@@ -7,23 +7,28 @@ import weakref
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import av
 import cv2
 import numpy as np
 import pytest
+from digest.faces import Faces
 from digest.keyframes import Candidate, Candidates, choose
 from digest.page import Page, clock
 from digest.select import marginal_relevance, medoids, most_redundant
 from digest.shots import Shot, ShotFinder
 from digest.storyboard import Scene, Storyboard
 from digest.watch import Digest, Watching, watch
+from digest.words import Listener, Said, Transcript, listening, with_words
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_mbm.bundle import write_bundle
 from edge_mbm.errors import SourceError
+from edge_mbm.runtime.gallery import Gallery, calibrate
+from edge_mbm.runtime.portraits import Face
 from edge_mbm.runtime.source import Sample
 from edge_mbm.spec import (
     Decision,
@@ -39,7 +44,7 @@ from edge_mbm.spec import (
     VideoModality,
     Window,
 )
-from edge_mbm.testing import NullEngine, ScriptedSource
+from edge_mbm.testing import NullEngine, ScriptedSource, tiny_bundle
 
 PERIOD = 40_000_000
 pytestmark = pytest.mark.needs("cv2", "av")
@@ -330,3 +335,70 @@ def test_speech_and_faces_have_a_place(shots: Path, tmp_path: Path) -> None:
     digest = watched(film(tmp_path / "f.mkv", 50), shots, annotators=(talker,))
     assert talker.seen == ["video"] * 50
     assert [scene.notes for scene in digest.storyboard.scenes] == [(("seen", "64 x 48, 25 frames"),)] * 2
+
+
+# --- what is said, and who is seen ------------------------------------------------------------------------------------
+
+
+def shot_scene(start: int, end: int) -> Scene:
+    vector = np.array([1.0], np.float32)
+    return Scene(Shot(start * PERIOD, end * PERIOD, end - start + 1, 0.9), start * PERIOD, b"", vector)
+
+
+def test_words_go_to_the_shot_that_they_share_most_time_with() -> None:
+    """One that crosses a cut is on one card; one outside of every shot, left out by the storyboard, on none."""
+    said = [
+        Said(0, 5 * PERIOD, "first"),
+        Said(8 * PERIOD, 13 * PERIOD, "across"),
+        Said(14 * PERIOD, 15 * PERIOD, "second"),
+        Said(40 * PERIOD, 50 * PERIOD, "gone"),
+    ]
+    scenes = with_words([shot_scene(0, 10), shot_scene(10, 20), shot_scene(60, 70)], said)
+    assert [scene.notes for scene in scenes] == [(("said", "first"),), (("said", "across second"),), ()]
+
+
+def test_a_video_without_sound_has_no_words_and_a_warning(tmp_path: Path) -> None:
+    """The digest goes on."""
+    silent = film(tmp_path / "silent.mkv", 25)
+    with listening(Listener(tiny_bundle(), str(silent))) as heard:
+        pass
+    said, [warning] = heard.result()
+    assert said == ()
+    assert re.search(r"What is said .*silent\.mkv has no audio", warning)
+
+
+def test_a_listener_stops_when_the_pictures_fail() -> None:
+    """An endless stream's sound does not keep the program from ending."""
+
+    class Patient(Listener):
+        def __init__(self) -> None:
+            self.stop = Event()
+
+        def listen(self) -> Transcript:
+            assert self.stop.wait(60)
+            return Transcript(())
+
+    with pytest.raises(SourceError, match="no picture"), listening(Patient()):
+        raise SourceError("no picture")
+
+
+def test_faces_are_named_as_far_as_they_are_known(tmp_path: Path) -> None:
+    """Names first, then how many others; nothing on a card without faces."""
+    gallery = Gallery(tmp_path / "people.json", "m")
+    gallery.enrol("Ada", [0.0])
+    gallery.set_calibration(calibrate([0.1], [0.9]))
+
+    class Looks:
+        """Stands in for ``Portraits``: each column of the picture is a face, its vector what stands in it."""
+
+        def faces_in(self, picture: np.ndarray) -> list[Face]:
+            return [Face(np.zeros(4, np.float32), np.array([x], np.float32)) for x in picture[0, :, 0]]
+
+    def noted(*vectors: int, known: Gallery | None = gallery) -> list[tuple[str, str]]:
+        picture = np.array(vectors, np.uint8).reshape(1, -1, 1)
+        return list(Faces(Looks(), known).note(Shot(0, PERIOD, 2, 0.9), picture))  # type: ignore[arg-type]
+
+    assert noted() == []
+    assert noted(5, 0, 9) == [("seen", "Ada, 2 faces")]
+    assert noted(0) == [("seen", "Ada")]
+    assert noted(5, known=None) == [("seen", "1 face")]

@@ -91,3 +91,17 @@ def test_a_scale_layer_is_in_the_convolution_before_it() -> None:
     expected = plain * weights[f"{name}/scale/weights"] + weights[f"{name}/scale/biases"]
     np.testing.assert_allclose(got.numpy().ravel(), expected, rtol=1e-3, atol=1e-3)
     assert state["fc.weight"].shape == (128, 256)
+
+
+def test_the_network_computes_what_the_package_does() -> None:
+    """On a pattern, the first numbers that face-api 1.7.15 itself gives with its CPU kernels in node 20."""
+    import torch
+    from zoo import faces
+
+    y, x, channel = np.mgrid[:150, :150, :3]
+    pattern = torch.from_numpy((x * 7 + y * 13 + channel * 50) % 256).permute(2, 0, 1)[None].float()
+    theirs = [-0.060561, 0.133021, 0.068887, 0.002168, -0.057283, -0.032604, -0.072372, 0.002896,
+              0.09289, 0.003787, 0.233583, -0.022556, -0.247749, -0.020534, -0.028575, 0.089437]  # fmt: skip
+    with torch.no_grad():
+        ours = faces.load()(pattern)[0, : len(theirs)].numpy()
+    assert ours == pytest.approx(theirs, abs=1e-5)

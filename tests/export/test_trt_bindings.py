@@ -53,13 +53,40 @@ def test_building_ahead_of_time_is_tensorrt_rtxs_alone(script: ModuleType) -> No
     assert not any(RECORDED[release][name] for release in DEVICES for name in script.AHEAD_OF_TIME)
 
 
-def test_weak_typing_is_gone_from_11_and_used_nowhere(script: ModuleType) -> None:
-    """What 10 still has of it would fail on the next release."""
+def test_weak_typing_is_gone_from_11_and_used_for_8_5_alone(script: ModuleType) -> None:
+    """What 10 still has of it would fail on the next release; calibrators are used nowhere."""
     for name in script.REMOVED:
+        assert RECORDED["8.5"][name]
         assert RECORDED["10.3"][name]
         assert not RECORDED["11.4"][name]
-    sources = [path.read_text() for path in (ROOT / "edge_mbm").rglob("*.py")]
-    assert not any(f".{name}" in source for source in sources for name in script.REMOVED)
+    sources = {path.name: path.read_text() for path in (ROOT / "edge_mbm").rglob("*.py")}
+    users = {file for file, source in sources.items() for name in script.REMOVED if f".{name}" in source}
+    assert users == {"release.py"}
+    assert not any("IInt8Calibrator" in source for source in sources.values())
+
+
+def test_8_5_has_what_is_used_without_asking_and_none_of_what_is_asked_for(script: ModuleType) -> None:
+    """JetPack 5's TensorRT: no levels, no progress, weak typing, and nodes by their number."""
+    assert [name for name in (*script.EVERYWHERE, *script.WEAK) if not RECORDED["8.5"][name]] == []
+    assert [name for name in script.SINCE_10 if RECORDED["8.5"][name]] == []
+
+
+@pytest.mark.parametrize("module", ["release", "engine"])
+def test_every_name_that_the_device_uses_is_in_the_table(module: str, script: ModuleType) -> None:
+    """Attributes of whatever TensorRT made: whoever adds one looks it up in the old releases first."""
+    tree = ast.parse((ROOT / "edge_mbm" / "runtime" / "trt" / f"{module}.py").read_text())
+    made = {"trt", "builder", "network", "config", "parser", "error"}
+    made |= {"engine", "inspector", "profile", "layer", "context"}
+    found = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value).rpartition(".")[2].partition("(")[0] in made
+    }
+    assert found
+    own = {"__version__", "Builder", "Runtime", "OnnxParser", "ILogger", "IProgressMonitor", "IBuilderConfig"}
+    classes = {"NetworkDefinitionCreationFlag", "ComputeCapability", "BuilderFlag"}
+    table = {part for name in script.NAMES for part in name.split(".")}
+    assert found - own - classes <= table
 
 
 def test_every_name_that_the_worker_uses_is_in_the_table(script: ModuleType) -> None:

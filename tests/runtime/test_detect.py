@@ -15,18 +15,20 @@ import pytest
 from msgspec import structs
 
 import edge_mbm
-from edge_mbm import Session
+from edge_mbm import Result, Session
 from edge_mbm.bundle import write_bundle
 from edge_mbm.errors import EngineError, ManifestError, VerificationError
 from edge_mbm.runtime import RegionsOutput
 from edge_mbm.runtime.verify import verify_bundle
 from edge_mbm.spec import (
     Component,
+    CropSteps,
     Decision,
     Detector,
     Embedding,
     Encoder,
     GoldenSample,
+    Head,
     ImageModality,
     ImageSteps,
     Input,
@@ -34,6 +36,8 @@ from edge_mbm.spec import (
     Output,
     Regions,
     Regression,
+    Sequence,
+    State,
     TensorSpec,
     Variant,
 )
@@ -151,7 +155,7 @@ def test_a_region_that_is_no_number_costs_one_result(tmp_path: Path) -> None:
 def test_a_detector_that_cannot_work_is_refused(tmp_path: Path, shape: tuple[Any, ...], task: Any) -> None:
     """Candidates have five numbers and two for each landmark, and are regions."""
     outputs = {"regions": Output(tensor=TensorSpec(dtype="float32", shape=shape), task=task)}
-    with pytest.raises(ManifestError, match=r"faces\.outputs\.regions is .*: a detector gives regions"):
+    with pytest.raises(ManifestError, match=r"faces\.outputs\.regions is .*regions"):
         session_of(tmp_path, [], outputs=outputs)
 
 
@@ -177,3 +181,173 @@ def test_golden_regions_are_replayed(tmp_path: Path) -> None:
         assert checked.passed == passes
     with pytest.raises(VerificationError, match=r"faces\.regions"):
         checked.check()
+
+
+# --- crop by crop -----------------------------------------------------------------------------------------------------
+
+
+CROP = TensorSpec(dtype="uint8", shape=("batch", 10, 10, 3))
+PIXEL = TensorSpec(dtype="float32", shape=("batch", 3))
+ROWS = TensorSpec(dtype="float32", shape=("batch", 2, 7))
+
+
+def with_crops(*, steps: Any = CropSteps(height=10, width=10), **fields: Any) -> Manifest:  # noqa: B008 - frozen
+    """The detector, an encoder that gives the middle pixel of each crop, and a head that reads both."""
+    base = manifest()
+    encoder = Encoder(
+        inputs={"face": Input(source="faces.regions", tensor=CROP, preprocess=steps)},
+        outputs={"colour": Output(tensor=PIXEL, task=Embedding())},
+        variants=variants(),
+    )
+    colours = TensorSpec(dtype="float32", shape=("batch", 2, 3))
+    who = Head(
+        inputs={
+            "regions": Input(source="faces.regions", tensor=ROWS),
+            "colours": Input(source="middle.colour", tensor=colours),
+        },
+        outputs={
+            "where": Output(tensor=ROWS, task=Regions(landmarks=1)),
+            "vectors": Output(tensor=colours, task=Sequence()),
+        },
+        variants=variants(),
+        pivot="image",
+        deadline_ns=0,
+    )
+    middle = structs.replace(encoder, **fields)
+    return structs.replace(base, components={**base.components, "middle": middle, "who": who})
+
+
+def crops_session(tmp_path: Path, made: Manifest, candidates: Any) -> Session:
+    def compute(inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+        if "colour" in outputs:
+            outputs["colour"][0] = inputs["face"][0, 5, 5]
+        elif "where" in outputs:
+            outputs["where"][...], outputs["vectors"][...] = inputs["regions"], inputs["colours"]
+        else:
+            rows = candidates()
+            outputs["regions"][...] = 0
+            outputs["regions"][0, : len(rows)] = np.array(rows).reshape(-1, 7)
+
+    write_bundle(tmp_path / "c.mbm", made, {"g": b""})
+    return edge_mbm.load(tmp_path / "c.mbm").session(load_engine=lambda n, c, g: NullEngine(n, c, g, compute=compute))
+
+
+def frame_with(*boxes: tuple[int, int, int, int], colours: tuple[int, ...]) -> np.ndarray:
+    frame = FRAME.copy()
+    for (x0, y0, x1, y1), colour in zip(boxes, colours, strict=True):
+        frame[y0:y1, x0:x1] = (colour, colour + 1, colour + 2)
+    return frame
+
+
+def colours_of(result: Result) -> list[float]:
+    """What the encoder said of each region that the same result has."""
+    where, vectors = result.outputs["where"], result.outputs["vectors"]
+    assert isinstance(where, RegionsOutput)
+    return [row[0] for row in vectors.values[: len(where.boxes)].tolist()]  # type: ignore[union-attr]
+
+
+def test_an_encoder_reads_each_region_of_its_own_frame(tmp_path: Path) -> None:
+    """Faces, and what is said of them, of one frame in one result: none, two, and one; zeros after the last."""
+    moments = iter([[], [FACE, BESIDE], [BESIDE]])
+    faces, beside = (20, 10, 40, 50), (120, 10, 160, 50)
+    with crops_session(tmp_path, with_crops(), lambda: next(moments)) as session:
+        for t, colours in enumerate([(10, 20), (30, 40), (50, 60)]):
+            session.push("image", frame_with(faces, beside, colours=colours), t * MS)
+            [result] = session.poll()
+            assert colours_of(result) == [[], [30, 40], [60]][t]
+            assert not result.outputs["vectors"].values[[0, 2, 1][t] :].any()  # type: ignore[union-attr]
+            assert result.stage_ns.get("infer.middle", 0) > 0 or not t
+
+
+def test_one_shot_says_the_same(tmp_path: Path) -> None:
+    """As a stream does; of a clip, of its last frame."""
+    frame = frame_with((20, 10, 40, 50), colours=(70,))
+    with crops_session(tmp_path, with_crops(), lambda: [FACE]) as session:
+        for given in (frame, np.stack([FRAME, frame])):
+            [result] = session.infer(image=given)
+            assert colours_of(result) == [70]
+        assert session.run_components(image=frame)["middle.colour"].tolist() == [[[70, 71, 72], [0, 0, 0]]]
+
+
+def test_who_waits_for_what_is_said_last(tmp_path: Path) -> None:
+    """A head that lists the detector first gets no frame's regions with another frame's crops, whoever asks when."""
+    frames = iter([[FACE], [FACE]])
+    with crops_session(tmp_path, with_crops(), lambda: next(frames)) as session:
+        middle = session._nodes["middle"]
+        encode = middle.encode
+        asked: list[Result | None] = []
+
+        def look_before(*args: Any) -> Any:
+            asked.append(session.collect_one())
+            return encode(*args)
+
+        middle.encode = look_before  # type: ignore[method-assign]
+        for t, colour in enumerate((80, 90)):
+            session.push("image", frame_with((20, 10, 40, 50), colours=(colour,)), t * MS)
+            [result] = session.poll()
+            assert colours_of(result) == [colour]
+    assert asked == [None, None]
+
+
+def test_landmarks_on_one_point_cost_one_result(tmp_path: Path) -> None:
+    """They say no size; the next frame is looked at."""
+    steps = CropSteps(height=10, width=10, landmarks=((0.3, 0.5), (0.7, 0.5)))
+    two = TensorSpec(dtype="float32", shape=("batch", 2, 9))
+    made = with_crops(steps=steps)
+    faces, who = made.components["faces"], made.components["who"]
+    assert isinstance(who, Head)
+    seen = {"regions": Output(tensor=two, task=Regions(landmarks=2))}
+    head = structs.replace(
+        who,
+        inputs={**who.inputs, "regions": Input(source="faces.regions", tensor=two)},
+        outputs={**who.outputs, "where": Output(tensor=two, task=Regions(landmarks=2))},
+    )
+    made = structs.replace(
+        made, components={**made.components, "faces": structs.replace(faces, outputs=seen), "who": head}
+    )
+    moments = iter([[[10, 5, 20, 25, 0.9, 12, 10, 12, 10]], [[10, 5, 20, 25, 0.9, 12, 10, 16, 10]]])
+
+    def compute(inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+        if "colour" in outputs:
+            outputs["colour"][0] = inputs["face"][0, 5, 5]
+        elif "regions" in outputs:
+            outputs["regions"][0] = next(moments)
+
+    write_bundle(tmp_path / "l.mbm", made, {"g": b""})
+    with edge_mbm.load(tmp_path / "l.mbm").session(
+        load_engine=lambda n, c, g: NullEngine(n, c, g, compute=compute)
+    ) as session:
+        session.push("image", FRAME, 0)
+        with pytest.raises(EngineError, match="a region of no size"):
+            session.poll()
+        session.push("image", FRAME, MS)
+        assert len(session.poll()) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": CropSteps(height=10, width=10, landmarks=((0.1, 0.1), (0.2, 0.2)))}, "the detector gives 1 landm"),
+        ({"steps": CropSteps(height=10, width=10, landmarks=((0.1, 0.1),), margin=0.2)}, "there is no margin"),
+        ({"steps": CropSteps(height=10, width=10, landmarks=((0.1, 0.1),))}, "all landmarks on one point"),
+        ({"states": (State(input="a", output="b", tensor=PIXEL),)}, "no window and no state"),
+        ({"inputs": {"face": Input(source="image", tensor=CROP, preprocess=CropSteps(height=10, width=10))}}, "no det"),
+    ],
+)
+def test_crops_that_cannot_be_cut_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    """By what is wrong with them."""
+    with pytest.raises(ManifestError, match=message):
+        crops_session(tmp_path, with_crops(**change), list)
+
+
+def test_who_reads_an_encoder_of_crops_gets_all_of_them(tmp_path: Path) -> None:
+    """A head that expects one vector is told how many there are."""
+    made = with_crops()
+    who = made.components["who"]
+    inputs = {**who.inputs, "colours": Input(source="middle.colour", tensor=PIXEL)}
+    with pytest.raises(ManifestError, match=r"gives float32\[batch, 2, 3\]: shape and dtype"):
+        crops_session(
+            tmp_path,
+            structs.replace(made, components={**made.components, "who": structs.replace(who, inputs=inputs)}),
+            list,
+        )

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import stat
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
+from edge_mbm.bundle import BundleFiles
 from edge_mbm.errors import InputError
-from edge_mbm.runtime.gallery import Calibration, Gallery, Rate, calibrate
+from edge_mbm.runtime.gallery import Calibration, Gallery, Match, Rate, calibrate, identify_jointly, model_of
+from edge_mbm.testing import tiny_bundle
 
 DISTANCES = st.lists(st.floats(0, 2, width=32), min_size=1, max_size=30)
 
@@ -136,3 +140,87 @@ def test_the_threshold_survives_in_the_file(gallery: Gallery) -> None:
     """With the counts behind its rates."""
     stored = Gallery(gallery.path, "a" * 64).calibration
     assert stored == Calibration(threshold=0.5, false_accept=Rate(0, 2), false_reject=Rate(0, 2))
+
+
+# --- several kinds of evidence ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> tuple[Gallery, Gallery]:
+    """Faces, which tell people apart well, and voices, which do so less well; up to 1 and up to 2 apart."""
+    face, voice = (Gallery(tmp_path / f"{kind}.json", kind) for kind in ("face", "voice"))
+    face.set_calibration(Calibration(threshold=1.0, false_accept=Rate(0, 1000), false_reject=Rate(0, 1000)))
+    voice.set_calibration(Calibration(threshold=2.0, false_accept=Rate(100, 1000), false_reject=Rate(100, 1000)))
+    for gallery in (face, voice):
+        gallery.enrol("Ada", [0.0])
+        gallery.enrol("Bo", [10.0])
+    return face, voice
+
+
+def test_a_face_and_a_voice_say_together_who_it_is(both: tuple[Gallery, Gallery]) -> None:
+    """By the average of their distances in thresholds, the better kind weighing more."""
+    face, voice = both
+    better, worse = (gallery.calibrated.separation for gallery in both)
+    found = identify_jointly([(face, [0.5]), (voice, [2.5])])
+    assert found == Match("Ada", pytest.approx((better * 0.5 + worse * 1.25) / (better + worse)))
+    assert better > 2 * worse
+    assert identify_jointly([(face, [1.2]), (voice, [2.5])]) is None
+    assert identify_jointly([(face, [1.1]), (voice, [0.2])]).name == "Ada"  # type: ignore[union-attr]
+
+
+@given(st.floats(-3, 13, width=32))
+def test_with_one_kind_it_is_that_kinds_answer(x: float) -> None:
+    """Face or voice alone: the same person, or nobody, as that gallery says by itself."""
+    with tempfile.TemporaryDirectory() as folder:
+        gallery = Gallery(Path(folder, "face.json"), "face")
+        gallery.set_calibration(calibrate([1.0], [2.0]))
+        gallery.enrol("Ada", [0.0])
+        gallery.enrol("Bo", [10.0])
+        alone, together = gallery.identify([x]), identify_jointly([(gallery, [x])])
+    assert (alone and alone.name) == (together and together.name)
+
+
+def test_whom_one_gallery_lacks_the_other_judges(both: tuple[Gallery, Gallery]) -> None:
+    """Somebody whose voice nobody has is known by face; nobody is known by nothing, or in empty galleries."""
+    face, voice = both
+    face.enrol("Cy", [20.0])
+    assert identify_jointly([(face, [20.1]), (voice, [99.0])]) == Match("Cy", pytest.approx(0.1))
+    with pytest.raises(InputError, match="give at least one vector"):
+        identify_jointly([])
+    for gallery in both:
+        for name in list(gallery.people):
+            gallery.delete(name)
+    assert identify_jointly([(face, [0.0]), (voice, [0.0])]) is None
+
+
+def test_separation_is_d_prime() -> None:
+    """Two rates of 16 % are two standard deviations apart; where nothing went wrong it is finite, and not negative."""
+    rate = Rate(1587, 10000)
+    assert Calibration(threshold=1, false_accept=rate, false_reject=rate).separation == pytest.approx(2, abs=1e-3)
+    perfect, hopeless = (
+        Calibration(threshold=1, false_accept=Rate(n, 20), false_reject=Rate(n, 20)).separation for n in (0, 20)
+    )
+    assert (3 < perfect < 5, hopeless) == (True, 0.1)
+
+
+def test_a_gallery_is_of_the_graphs_and_steps_before_the_vectors() -> None:
+    """The same for a head's change; another for a step's, or a graph's."""
+    with BundleFiles(tiny_bundle()) as files:
+        manifest = files.manifest
+    encoder = manifest.components["image_encoder"]
+    graph = encoder.variants["fp32"].graph
+    assert graph is not None
+    [key] = encoder.inputs
+    gray = structs.replace(encoder.inputs[key], source="elsewhere")
+    other_steps = structs.replace(encoder, inputs={key: gray})
+    other_graph = manifest.files | {graph: structs.replace(manifest.files[graph], sha256="0" * 64)}
+    other_head = {"color": structs.replace(manifest.components["color"], deadline_ns=7)}
+    known = model_of(manifest, "image_encoder")
+    assert model_of(structs.replace(manifest, components=manifest.components | other_head), "image_encoder") == known
+    for changed in (
+        structs.replace(manifest, files=other_graph),
+        structs.replace(manifest, components=manifest.components | {"image_encoder": other_steps}),
+    ):
+        assert model_of(changed, "image_encoder") != known
+    with pytest.raises(InputError, match="there is no encoder 'color'"):
+        model_of(manifest, "color")

@@ -17,9 +17,9 @@ from edge_mbm.spec import (
     Input,
     Manifest,
     Output,
-    Regions,
     SpeedFigures,
     TensorSpec,
+    Tokens,
     Variant,
     VideoModality,
     Window,
@@ -114,10 +114,10 @@ def spec(*shape: int | str) -> TensorSpec:
 
 def test_what_cannot_run_yet_is_refused_by_name(manifest: Manifest) -> None:
     """The manifest may say more than this version runs: each such thing is refused when a session is made."""
-    logits = Output(tensor=spec("batch", 4), task=Regions())
+    logits = Output(tensor=spec("batch", 4), task=Tokens(tokenizer="labels"))
     video = replace(manifest, modalities=manifest.modalities | {"image": VideoModality(rate=25.0)})
     for broken, message in (
-        (changed(manifest, "event", outputs={"logits": logits}), "'event.logits' is a Regions"),
+        (changed(manifest, "event", outputs={"logits": logits}), "'event.logits' is a Tokens"),
         (changed(manifest, "image_encoder", window=Window(length=2, hop=1)), "'image_encoder'.*window"),
         (video, "'image_encoder' reads 'image' without a window"),
     ):

@@ -160,3 +160,21 @@ def test_python_really_runs_apart() -> None:
     assert not probes.is_there("no_such_module")
     assert probes.version("no-such-distribution") is None
     assert probes.version("numpy")
+
+
+@pytest.mark.parametrize(("outcome", "status"), [(FINE, "ok"), (Outcome(code=-11, output="", errors=""), "broken")])
+def test_cuda_counts_when_it_ran_too(tmp_path: Path, outcome: Outcome, status: str) -> None:
+    """Where onnxruntime has it, a bundle is run on it, and what becomes of that is said beside the CPU's."""
+    has_cuda = Outcome(code=0, output="['CUDAExecutionProvider', 'CPUExecutionProvider']\n", errors="")
+
+    def run(script: str) -> Outcome:
+        if 'provider="cuda"' in script:
+            return outcome
+        return has_cuda if "get_available_providers" in script else FINE
+
+    found = diagnosed(tmp_path, run)
+    assert [(engine.name, engine.status) for engine in found.engines] == [
+        ("ONNX Runtime", "ok"),
+        ("ONNX Runtime, CUDA", status),
+    ]
+    assert found.can_run

@@ -1,0 +1,193 @@
+"""``edge-mbm compile``: TensorRT engines of a bundle, for this device's GPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from edge_mbm.cli.options import BundlePath, Json
+from edge_mbm.cli.terminal import clean, figure, human, make_table, size, write_json
+from edge_mbm.runtime.bundle import load
+from edge_mbm.runtime.trt.build_process import SubprocessBuilder
+from edge_mbm.runtime.trt.cache import EngineCache
+from edge_mbm.runtime.trt.compiling import (
+    Compiled,
+    CompileOptions,
+    CompileReport,
+    PlannedEngine,
+    compile_bundle,
+    plan_engines,
+)
+from edge_mbm.runtime.trt.layers import describe_layers
+from edge_mbm.runtime.trt.place import Place, Target, find_place
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["compile"]
+
+_ESTIMATE_S = 600.0
+"""Over which time the speed of a build is taken: its steps are of very different lengths."""
+
+
+def compile(  # noqa: A001 - the command's name
+    bundle: BundlePath,
+    *,
+    target: Annotated[
+        Target,
+        typer.Option(
+            "--target",
+            help="TensorRT, or TensorRT-RTX (desktop GPUs); auto takes the first of them that is installed.",
+            rich_help_panel="Model",
+        ),
+    ] = "auto",
+    capability: Annotated[
+        str | None,
+        typer.Option(
+            "--capability",
+            metavar="SM86",
+            help="Build for GPUs of this kind, though none is here: TensorRT-RTX alone can. Nothing is measured then.",
+            show_default=False,
+            rich_help_panel="Model",
+        ),
+    ] = None,
+    head: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--head",
+            metavar="NAME",
+            help="Build only what this head needs; may be given several times. Without it every component is built.",
+            show_default=False,
+            rich_help_panel="Model",
+        ),
+    ] = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build what is in the cache again.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say which engines would be built; build nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Build the TensorRT engines of a bundle on this device, measure them, and keep them for edge-mbm run.
+
+    One engine at a time, in a process of its own, with less memory where it ran out. What is in the cache already is
+    not built again; what an update of TensorRT or of the driver made useless is. INT8 runs only where it was measured
+    to be faster than FP16 here.
+
+    Exit code 0: every component has an engine. 6: one has none, or there is no GPU. 7: TensorRT is not installed.
+
+    Example: edge-mbm compile model.mbm
+
+    Example: edge-mbm run model.mbm --provider tensorrt --source clip.mp4
+    """
+    options = CompileOptions(heads=tuple(head) if head else None, rebuild=rebuild)
+    with load(bundle) as opened:
+        place, cache = find_place(target, capability), EngineCache()
+        if dry_run:
+            _show_plan(plan_engines(opened, place, cache, options), place, as_json=as_json)
+            return
+        with _Bars(human(to_stderr=True)) as bars:
+            report = compile_bundle(opened, place, cache, SubprocessBuilder(), watch=bars, options=options)
+    if as_json:
+        write_json(report)
+    else:
+        _print(report, human())
+
+
+def _show_plan(planned: tuple[PlannedEngine, ...], place: Place, *, as_json: bool) -> None:
+    if as_json:
+        write_json({"release": str(place.release), "gpu": place.gpu.name, "engines": planned})
+        return
+    console = human()
+    console.print(clean(f"With {place}:"), soft_wrap=True)
+    table = make_table("component", "variant", "graph", "", right=("graph",))
+    for engine in planned:
+        status = "in the cache" if engine.is_cached else "to build"
+        table.add_row(clean(engine.component), clean(engine.variant), size(engine.graph_bytes), status)
+    console.print(table)
+
+
+def _print(report: CompileReport, console: Console) -> None:
+    console.print(clean(f"{report.bundle}: {report.release} on {report.gpu}"), soft_wrap=True)
+    columns = ("component", "variant", "", "s", "size", "us", "+-", "")
+    table = make_table(*columns, right=columns[3:-1])
+    for engine in report.engines:
+        runs = report.choices[engine.component].variant == engine.variant
+        table.add_row(*_row(engine), "runs" if runs else "", style="" if runs else "dim")
+    console.print(table)
+    for engine in report.engines:
+        console.print(clean(f"{engine.component} {engine.variant}: {_words(engine)}"), soft_wrap=True)
+    for name, choice in report.choices.items():
+        console.print(clean(f"{name} runs {choice.variant}: {choice.reason}"), soft_wrap=True)
+
+
+def _row(engine: Compiled) -> tuple[str, ...]:
+    record = engine.record
+    latency = None if record is None else record.latency
+    return (
+        clean(engine.component),
+        clean(engine.variant),
+        engine.status,
+        "-" if record is None else figure(record.build_s),
+        "-" if record is None else size(record.size),
+        figure(None if latency is None else latency.median_us),
+        figure(None if latency is None else latency.iqr_us),
+    )
+
+
+def _words(engine: Compiled) -> str:
+    record = engine.record
+    if record is None:
+        return engine.problem
+    level = "" if record.level is None else f"; built at level {record.level}, since memory ran out above"
+    if record.latency is None:
+        return f"asked {record.asked}; what it got, and how fast it is, shows on its GPU{level}"
+    return describe_layers(record.asked, record.got) + level
+
+
+class _Bars:
+    """A bar for each engine that is built: a ``Watch``."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        what = TextColumn("{task.fields[what]}", markup=False)
+        self._progress = Progress(
+            *columns, TimeRemainingColumn(), what, console=console, speed_estimate_period=_ESTIMATE_S
+        )
+        self._task: TaskID | None = None
+
+    def begin(self, planned: PlannedEngine) -> None:
+        self._finish()
+        name = clean(f"{planned.component} {planned.variant}")
+        self._task = self._progress.add_task(f"{name:32}", total=1.0, what="")
+
+    def advance(self, share: float, what: str) -> None:
+        if self._task is not None:
+            self._progress.update(self._task, completed=share, what=clean(what)[:48])
+
+    def wait(self) -> None:
+        self._progress.console.print("Another process builds engines; waiting for it.")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None:
+            self._finish()
+        self._progress.stop()
+
+    def _finish(self) -> None:
+        if self._task is not None:
+            self._progress.update(self._task, completed=1.0, what="")
+            self._progress.stop_task(self._task)

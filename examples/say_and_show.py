@@ -2,7 +2,7 @@
 
     edge-mbm demo say-and-show
 
-The first time it listens to what its heads learn from and exports the bundle, which takes some twenty minutes on two cores.
+The first time it listens to what its heads learn from and exports the bundle: some twenty minutes on two cores.
 Then four things are shown and named by a person, in noise or not, and the same is run again for tasks that need less.
 With devices it is ``edge_mbm.open(bundle, video="v4l2:///dev/video0", audio="mic://default")``.
 """

@@ -16,7 +16,7 @@ import pytest
 
 from edge_mbm.bundle import write_bundle
 from edge_mbm.cli import main
-from edge_mbm.runtime import session
+from edge_mbm.runtime import backend
 from edge_mbm.spec import (
     CropSteps,
     Decision,
@@ -87,7 +87,7 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def engine(name: str, component: Any, graph: bytes, **_: Any) -> NullEngine:
         return NullEngine(name, component, graph, compute=compute)
 
-    monkeypatch.setattr(session, "OnnxRuntimeEngine", engine)
+    monkeypatch.setattr(backend, "OnnxRuntimeEngine", engine)
     write_bundle(tmp_path / "squares.mbm", manifest(), {"g": b""})
     return tmp_path / "squares.mbm"
 

@@ -13,8 +13,7 @@ import pytest
 
 from edge_mbm.bundle import write_bundle
 from edge_mbm.cli import main
-from edge_mbm.runtime import load
-from edge_mbm.runtime import session as session_module
+from edge_mbm.runtime import backend, load
 from edge_mbm.runtime.recording import Recorder, RecordOptions
 from edge_mbm.spec import (
     Asset,
@@ -83,7 +82,7 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
         return NullEngine(name, component, graph, compute=compute)
 
-    monkeypatch.setattr(session_module, "OnnxRuntimeEngine", engine)
+    monkeypatch.setattr(backend, "OnnxRuntimeEngine", engine)
 
     def run(*options: str, lines: int = 3, stdin: str = "") -> tuple[int, list[list[str]]]:
         bundle, recording = written(tmp_path, lines)

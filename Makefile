@@ -44,6 +44,7 @@ $(STAMPS)/setup: pyproject.toml constraints.txt tests/strangers.txt
 
 demo: system setup ## train, export and stream the audio-visual digits
 	@cd $(CURDIR) && PATH="$(BIN):$$PATH" PYTHONPATH=examples $(BIN)/python -m av_digits.demo
+	@echo "The second act, on real weights: make zoo, then $(VENV)/bin/edge-mbm demo say-and-show"
 
 demo-live: demo-left system-live setup ## run them from a network camera and a microphone, without hardware
 	@cd $(CURDIR) && PYTHONPATH=examples $(BIN)/python -m av_digits.live av_digits.mbm clip.mp4

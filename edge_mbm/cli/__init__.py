@@ -85,7 +85,8 @@ app.command("top")(top_command)
 app.command("record")(record_command)
 app.command("replay")(replay_command)
 app.add_typer(gallery_app, name="gallery")
-app.command("demo")(demo_command)
+# What comes after the example's name is the example's, options too.
+app.command("demo", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(demo_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -68,6 +68,13 @@ def test_an_example_runs_as_if_started_in_the_repository(cli: Cli, clone: Path) 
     assert (sys.argv, sys.path, dict(os.environ)) == before
 
 
+def test_options_after_the_name_are_the_examples(cli: Cli, clone: Path) -> None:
+    """Those that edge-mbm has too, and those that it does not know; a request for help as well."""
+    (clone / "examples" / "one.py").write_text("import sys\nprint(*sys.argv[1:])\n")
+    done = cli("demo", "one", "film.mp4", "--query", "a cat", "--json", "-o", "page.html", "--help")
+    assert (done.code, done.out) == (0, "film.mp4 --query a cat --json -o page.html --help\n")
+
+
 @pytest.mark.parametrize(
     ("code", "exit_code", "message"),
     [

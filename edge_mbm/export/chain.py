@@ -118,7 +118,7 @@ class Chain:
         for name, component in self._components.items():
             if all(f"{name}.{key}" in outputs for key in component.outputs):
                 continue
-            ask = _observed(name, runners[name], on_call)
+            ask = _observed(name, runners, on_call)
             if isinstance(component, Decoder):
                 outputs |= self._decoded(name, component, outputs, ask)
                 continue
@@ -247,13 +247,13 @@ class Chain:
         return list(dict.fromkeys(found))
 
 
-def _observed(name: str, runner: Runner, on_call: Call | None) -> Runner:
-    """The runner, after somebody has been told what it gets."""
+def _observed(name: str, runners: Mapping[str, Runner], on_call: Call | None) -> Runner:
+    """A component's runner, after somebody has been told what it gets; looked up then, since not all need be there."""
 
     def ask(inputs: Arrays) -> Mapping[str, NDArray[Any]]:
         if on_call is not None:
             on_call(name, inputs)
-        return runner(inputs)
+        return runners[name](inputs)
 
     return ask
 

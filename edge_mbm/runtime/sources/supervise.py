@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-
-import numpy as np
+from random import Random
 
 from edge_mbm.errors import InputError, MissingDependencyError, SourceError
 from edge_mbm.runtime.clock import Clock, MonotonicClock
@@ -102,7 +101,8 @@ class Supervised:
         self._expected = modalities
         self._audio_blocks = audio_blocks
         self._clock = clock or MonotonicClock()
-        self._random = random or np.random.default_rng(self.options.seed).random
+        # Not NumPy's: it takes 5 ms to import, and a Ctrl-C that falls into that is lost (its Cython clears it).
+        self._random = random or Random(self.options.seed).random  # noqa: S311
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._connection: Connection | None = None

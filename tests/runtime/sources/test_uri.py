@@ -204,3 +204,14 @@ def test_importing_sources_imports_no_driver() -> None:
         "import edge_mbm.runtime.sources\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_opening_an_address_does_not_import_numpys_chance() -> None:
+    """A Ctrl-C while ``numpy.random`` is imported is cleared by its Cython: the program went on as if none had come."""
+    script = (
+        "import sys\n"
+        "from edge_mbm.runtime.sources import open_source\n"
+        "open_source('rtsp://127.0.0.1:9/x').close()\n"
+        "assert 'numpy.random' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

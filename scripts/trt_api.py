@@ -53,9 +53,14 @@ AHEAD_OF_TIME = (
     "IBuilderConfig.set_compute_capability",
 )  # fmt: skip
 """What building for a GPU that is not there takes besides: TensorRT-RTX alone has it."""
+DLA = (
+    "BuilderFlag.GPU_FALLBACK", "Builder.num_DLA_cores", "DeviceType.DLA", "IBuilderConfig.can_run_on_DLA",
+    "IBuilderConfig.default_device_type", "ILayer.name", "Runtime.DLA_core", "Runtime.num_DLA_cores",
+)  # fmt: skip
+"""What the Deep Learning Accelerator takes: names that are there also where the release has no use for one."""
 REMOVED = ("BuilderFlag.FP16", "BuilderFlag.INT8", "IInt8Calibrator", "ILayer.precision")
-"""Weak typing: in TensorRT 10, gone in 11; used for 8.5 alone, which has nothing else, but for calibrators."""
-NAMES = (*COMPILE, *WEAK, *AHEAD_OF_TIME, *REMOVED)
+"""Weak typing: in TensorRT 10, gone in 11; used for 8.5, which has nothing else, and for the DLA."""
+NAMES = (*COMPILE, *WEAK, *AHEAD_OF_TIME, *DLA, *REMOVED)
 
 _INSPECT = """
 import importlib.util, json, operator, sys

@@ -11,7 +11,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
+import edge_mbm
+from edge_mbm.bundle import BundleFiles, write_bundle
+from edge_mbm.runtime import Bundle
+from edge_mbm.spec import Decision, Variant
 from edge_mbm.testing import tiny_bundle
 
 SYSTEM_PYTHON = "/usr/bin/python3"
@@ -78,3 +83,35 @@ def absent(config: pytest.Config, name: str, why: str) -> None:
     if name in required or "all" in required:
         pytest.fail(f"required (--require): {reason}", pytrace=False)
     pytest.skip(reason)
+
+
+@pytest.fixture
+def tiny_trt(tmp_path: Path) -> Bundle:
+    """The tiny bundle whose image encoder has what an export makes for TensorRT; its graphs are fp32's, named anew."""
+    with BundleFiles(tiny_bundle()) as files:
+        manifest = files.manifest
+        contents = {path: files.read(path) for path in manifest.files}
+    part = manifest.components["image_encoder"]
+    graph = contents[part.variants["fp32"].graph or ""]
+    made = {
+        f"trt-{precision}": Variant(
+            target="tensorrt",
+            precision=precision,
+            decision=Decision(kept=kept, reason="made by hand"),
+            opset=17,
+            graph=f"graphs/image_encoder.trt-{precision}.onnx" if kept else None,
+        )
+        for precision, kept in (("fp16", True), ("int8", True), ("fp32", False))
+    }
+    for key, variant in made.items():
+        if variant.graph:
+            contents[variant.graph] = graph + named(key)
+    parts = manifest.components | {"image_encoder": structs.replace(part, variants={**part.variants, **made})}
+    path = tmp_path / "trt.mbm"
+    write_bundle(path, structs.replace(manifest, components=parts), contents)
+    return edge_mbm.load(path)
+
+
+def named(name: str) -> bytes:
+    """ONNX's ``doc_string`` of a model: other bytes, the same graph."""
+    return bytes([6 << 3 | 2, len(name)]) + name.encode()

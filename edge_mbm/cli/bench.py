@@ -10,6 +10,7 @@ from rich.console import Console
 from edge_mbm.cli.options import (
     AllowFallback,
     BundlePath,
+    DlaComponents,
     Heads,
     Json,
     ProviderChoice,
@@ -43,6 +44,7 @@ def bench(
     threads: Threads = 1,
     provider: ProviderChoice = "cpu",
     allow_fallback: AllowFallback = False,
+    dla: DlaComponents = None,
     seconds: Annotated[
         float, typer.Option("--seconds", help="Time to measure each choice for.", rich_help_panel="Measurement")
     ] = 3.0,
@@ -58,6 +60,7 @@ def bench(
         threads=threads,
         provider=provider,
         allow_fallback=allow_fallback,
+        dla=tuple(dla or ()),
     )
     with load(bundle) as opened:
         report = bench_bundle(opened, options, compare=compare, seconds=seconds)

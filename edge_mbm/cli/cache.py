@@ -9,7 +9,7 @@ import typer
 
 from edge_mbm.cli.options import Json
 from edge_mbm.cli.terminal import clean, figure, human, make_table, size, write_json
-from edge_mbm.runtime.trt.cache import CacheEntry, EngineCache
+from edge_mbm.runtime.trt.cache import CacheEntry, EngineCache, EngineRecord
 
 __all__ = ["cache_app", "list_engines", "remove_engines"]
 
@@ -78,8 +78,12 @@ def _row(entry: CacheEntry) -> tuple[str, ...]:
         size(entry.size),
         figure(record.latency.median_us if record.latency else None),
         clean(f"{record.key.product} {record.key.version}"),
-        clean(f"not used: {entry.problem}" if entry.problem else record.key.gpu),
+        clean(f"not used: {entry.problem}" if entry.problem else _where(record)),
     )
+
+
+def _where(record: EngineRecord) -> str:
+    return record.key.gpu if record.dla is None else f"{record.key.gpu}'s DLA"
 
 
 def _as_json(entry: CacheEntry) -> dict[str, Any]:

@@ -72,6 +72,27 @@ def compile(  # noqa: A001 - the command's name
             rich_help_panel="Model",
         ),
     ] = None,
+    dla: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dla",
+            metavar="COMPONENT",
+            help="Build this component for the Deep Learning Accelerator that some Jetsons have, instead of the GPU; "
+            "edge-mbm run --dla runs it there. May be given several times.",
+            show_default=False,
+            rich_help_panel="Model",
+        ),
+    ] = None,
+    dla_share: Annotated[
+        float,
+        typer.Option(
+            "--dla-share",
+            min=0.0,
+            max=1.0,
+            help="The share of a component's layers that must be able to run there; with less it is refused.",
+            rich_help_panel="Model",
+        ),
+    ] = 0.8,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Build what is in the cache again.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say which engines would be built; build nothing.")
@@ -90,7 +111,8 @@ def compile(  # noqa: A001 - the command's name
 
     Example: edge-mbm run model.mbm --provider tensorrt --source clip.mp4
     """
-    options = CompileOptions(heads=tuple(head) if head else None, rebuild=rebuild)
+    heads = tuple(head) if head else None
+    options = CompileOptions(heads=heads, rebuild=rebuild, dla=tuple(dla or ()), dla_share=dla_share)
     with load(bundle) as opened:
         place, cache = find_place(target, capability), EngineCache()
         if dry_run:
@@ -112,7 +134,7 @@ def _show_plan(planned: tuple[PlannedEngine, ...], place: Place, *, as_json: boo
     console.print(clean(f"With {place}:"), soft_wrap=True)
     table = make_table("component", "variant", "graph", "", right=("graph",))
     for engine in planned:
-        status = "in the cache" if engine.is_cached else "to build"
+        status = ("in the cache" if engine.is_cached else "to build") + (", for the DLA" if engine.is_dla else "")
         table.add_row(clean(engine.component), clean(engine.variant), size(engine.graph_bytes), status)
     console.print(table)
 
@@ -150,6 +172,8 @@ def _words(engine: Compiled) -> str:
     if record is None:
         return engine.problem
     level = "" if record.level is None else f"; built at level {record.level}, since memory ran out above"
+    if record.dla is not None:
+        return f"{record.dla} on the DLA, the rest on the GPU{level}"
     if record.latency is None:
         return f"asked {record.asked}; what it got, and how fast it is, shows on its GPU{level}"
     return describe_layers(record.asked, record.got) + level
@@ -168,8 +192,7 @@ class _Bars:
 
     def begin(self, planned: PlannedEngine) -> None:
         self._finish()
-        name = clean(f"{planned.component} {planned.variant}")
-        self._task = self._progress.add_task(f"{name:32}", total=1.0, what="")
+        self._task = self._progress.add_task(f"{clean(str(planned)):32}", total=1.0, what="")
 
     def advance(self, share: float, what: str) -> None:
         if self._task is not None:

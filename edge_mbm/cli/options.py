@@ -16,6 +16,7 @@ __all__ = [
     "AudioAddress",
     "Beams",
     "BundlePath",
+    "DlaComponents",
     "Heads",
     "Json",
     "Limit",
@@ -145,6 +146,17 @@ AllowFallback: TypeAlias = Annotated[
         "--allow-fallback",
         help="Let the CPU run what the provider cannot, such as a component whose engine is not built yet; every "
         "result says what computed it. Without it that is an error.",
+        rich_help_panel="Model",
+    ),
+]
+DlaComponents: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dla",
+        metavar="COMPONENT",
+        help="Run this component on the Deep Learning Accelerator that some Jetsons have, by the engine that edge-mbm "
+        "compile --dla built, which leaves the GPU to the others. May be given several times; cores are taken in turn.",
+        show_default=False,
         rich_help_panel="Model",
     ),
 ]

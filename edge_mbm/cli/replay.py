@@ -10,6 +10,7 @@ import typer
 
 from edge_mbm.cli.options import (
     AllowFallback,
+    DlaComponents,
     Heads,
     Json,
     Limit,
@@ -52,6 +53,7 @@ def replay(
     threads: Threads = 1,
     provider: ProviderChoice = "cpu",
     allow_fallback: AllowFallback = False,
+    dla: DlaComponents = None,
     output: ResultsPath = None,
     truth: TruthPath = None,
     quiet: Quiet = False,
@@ -70,6 +72,7 @@ def replay(
         threads=threads,
         provider=provider,
         allow_fallback=allow_fallback,
+        dla=tuple(dla or ()),
     )
     playing = Playing(str(recording), truth, limit, ResultOutput(output, as_json, quiet), realtime)
     with load(bundle) as opened:

@@ -17,6 +17,7 @@ from edge_mbm.cli.options import (
     AudioAddress,
     Beams,
     BundlePath,
+    DlaComponents,
     Heads,
     Json,
     Limit,
@@ -136,6 +137,7 @@ def run(
     threads: Threads = 1,
     provider: ProviderChoice = "cpu",
     allow_fallback: AllowFallback = False,
+    dla: DlaComponents = None,
     beams: Beams = 1,
     max_tokens: MaxTokens = None,
     output: ResultsPath = None,
@@ -202,6 +204,7 @@ def run(
         threads=threads,
         provider=provider,
         allow_fallback=allow_fallback,
+        dla=tuple(dla or ()),
         decoding=decoding,
     )
     if service and fast:

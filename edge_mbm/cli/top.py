@@ -19,6 +19,7 @@ from edge_mbm.cli.options import (
     AllowFallback,
     AudioAddress,
     BundlePath,
+    DlaComponents,
     Heads,
     Json,
     ProviderChoice,
@@ -57,6 +58,7 @@ def top(
     threads: Threads = 1,
     provider: ProviderChoice = "cpu",
     allow_fallback: AllowFallback = False,
+    dla: DlaComponents = None,
     as_json: Json = False,
 ) -> None:
     """Run a bundle on its sources, and watch: rates, ages, drift, what is held or lost, and why a head has not fired.
@@ -72,6 +74,7 @@ def top(
         threads=threads,
         provider=provider,
         allow_fallback=allow_fallback,
+        dla=tuple(dla or ()),
     )
     addresses(source, video, audio)
     with ExitStack() as stack:

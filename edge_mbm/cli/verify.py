@@ -8,7 +8,7 @@ import msgspec
 import typer
 from rich.console import Console
 
-from edge_mbm.cli.options import BundlePath, Json, ProviderChoice, Threads
+from edge_mbm.cli.options import BundlePath, DlaComponents, Json, ProviderChoice, Threads
 from edge_mbm.cli.terminal import chosen, clean, figure, human, make_table, size, write_json
 from edge_mbm.runtime.bundle import load
 from edge_mbm.runtime.verify import OutputCheck, Replay, Verification, verify_bundle
@@ -31,6 +31,7 @@ def verify(
     ] = None,
     threads: Threads = 1,
     provider: ProviderChoice = "cpu",
+    dla: DlaComponents = None,
     as_json: Json = False,
 ) -> None:
     """Check every byte of a bundle, then replay its golden samples on this machine against the framework's outputs.
@@ -40,7 +41,9 @@ def verify(
     Example: edge-mbm verify model.mbm
     """
     with load(bundle) as opened:
-        found = verify_bundle(opened, None if variant is None else [variant], threads=threads, provider=provider)
+        found = verify_bundle(
+            opened, None if variant is None else [variant], threads=threads, provider=provider, dla=tuple(dla or ())
+        )
     if as_json:
         write_json(_as_json(found))
     else:

@@ -88,7 +88,12 @@ class CudaBackend:
 
 
 def open_backend(
-    provider: Provider, *, threads: int = 1, allow_fallback: bool = False, load: EngineLoader | None = None
+    provider: Provider,
+    *,
+    threads: int = 1,
+    allow_fallback: bool = False,
+    dla: tuple[str, ...] = (),
+    load: EngineLoader | None = None,
 ) -> Backend:
     """What runs a session.
 
@@ -96,6 +101,7 @@ def open_backend(
         provider: see ``Provider``. One that is asked for and missing is an error.
         threads: of ONNX Runtime's engines.
         allow_fallback: whether ONNX Runtime on the CPU runs what the provider cannot yet; ``Result.provider`` says so.
+        dla: components that TensorRT runs on the Deep Learning Accelerator.
         load: makes the engines in place of ONNX Runtime, for tests and for engines of one's own.
 
     Raises:
@@ -111,4 +117,4 @@ def open_backend(
     from edge_mbm.runtime.trt.cache import EngineCache  # noqa: PLC0415
     from edge_mbm.runtime.trt.place import find_place  # noqa: PLC0415
 
-    return TensorRTBackend(lambda: find_place(provider), EngineCache(), onnxruntime if allow_fallback else None)
+    return TensorRTBackend(lambda: find_place(provider), EngineCache(), onnxruntime if allow_fallback else None, dla)

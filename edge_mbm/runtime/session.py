@@ -77,6 +77,8 @@ class SessionOptions:
             ``edge-mbm compile`` built on this device).
         allow_fallback: whether the CPU runs what the provider cannot, such as a component whose engine is not built
             yet; ``Result.provider`` says so. Otherwise that is an error.
+        dla: components that "tensorrt" runs on the Deep Learning Accelerator of some Jetsons, which leaves the GPU to
+            the others; ``edge-mbm compile --dla`` builds their engines.
         audio_buffer_s: audio, and video in windows, that may wait to be encoded, seconds; beyond it the oldest is
             dropped and counted.
         max_pending: pivots that may wait for the other modalities, per head; beyond it the oldest is dropped.
@@ -88,6 +90,7 @@ class SessionOptions:
     threads: int = 1
     provider: Provider = "cpu"
     allow_fallback: bool = False
+    dla: tuple[str, ...] = ()
     audio_buffer_s: float = 10.0
     max_pending: int = 64
     decoding: DecodeOptions = GREEDY
@@ -98,10 +101,14 @@ class SessionOptions:
             raise InputError("threads and max_pending are at least 1, audio_buffer_s is above 0 and at most 3600")
         if self.provider not in get_args(Provider):
             raise InputError(f"there is no provider '{self.provider}'; there are {', '.join(get_args(Provider))}")
+        if self.dla and self.provider != "tensorrt":
+            raise InputError(f"the DLA is TensorRT's: it runs nothing with provider '{self.provider}'")
 
     def open_backend(self, load: EngineLoader | None = None) -> Backend:
         """What runs the components; see ``open_backend``."""
-        return open_backend(self.provider, threads=self.threads, allow_fallback=self.allow_fallback, load=load)
+        return open_backend(
+            self.provider, threads=self.threads, allow_fallback=self.allow_fallback, dla=self.dla, load=load
+        )
 
 
 class Session:

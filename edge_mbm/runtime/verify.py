@@ -108,6 +108,7 @@ def verify_bundle(
     *,
     threads: int = 1,
     provider: Provider = "cpu",
+    dla: tuple[str, ...] = (),
     load_engine: EngineLoader | None = None,
 ) -> Verification:
     """Run every head of a bundle on its golden samples and compare each reference output.
@@ -121,6 +122,7 @@ def verify_bundle(
         variants: choices to replay; None means "fp32", and "auto" where that is something else on this machine.
         threads: of each engine.
         provider: what runs them; without ``variants``, other providers than the CPU are held to "auto".
+        dla: see ``SessionOptions.dla``.
         load_engine: see ``Bundle.session``.
 
     Raises:
@@ -133,7 +135,7 @@ def verify_bundle(
         # Without samples nothing is run, so nothing needs to be runnable here.
         variants = _default_variants(manifest, provider) if manifest.golden else ()
     heads = tuple(manifest.results())
-    options = [SessionOptions(heads=heads, variant=v, threads=threads, provider=provider) for v in variants]
+    options = [SessionOptions(heads=heads, variant=v, threads=threads, provider=provider, dla=dla) for v in variants]
     plans = [plan(manifest, o.heads, o.variant, o.open_backend(load_engine).choose) for o in options]
     return Verification(
         bundle=manifest.name,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,9 +20,10 @@ import numpy as np
 from edge_mbm.errors import EngineError
 from edge_mbm.runtime.engine import import_onnxruntime
 from edge_mbm.runtime.trt.builder import Advance, BuildJob, Built
+from edge_mbm.runtime.trt.layers import DlaShare
 from edge_mbm.testing.cuda import FakeDriver
 
-__all__ = ["ScriptedBuilder", "fake_tensorrt"]
+__all__ = ["FakeDla", "ScriptedBuilder", "fake_tensorrt"]
 
 _MARK = b"FAKE"
 _TYPES = {
@@ -37,7 +38,8 @@ _TYPES = {
 _NUMPY = {"FLOAT": "float32", "HALF": "float16", "BOOL": "bool"}
 _DataType = Enum("_DataType", ["FLOAT", "HALF", "INT8", "INT32", "INT64", "BOOL", "UINT8"])
 _TensorIOMode = Enum("_TensorIOMode", ["INPUT", "OUTPUT"])
-_LayerType = Enum("_LayerType", ["CONSTANT", "CONVOLUTION", "QUANTIZE", "CAST"])
+_LayerType = Enum("_LayerType", ["CONSTANT", "CONVOLUTION", "QUANTIZE", "CAST", "GATHER"])
+_DeviceType = Enum("_DeviceType", ["GPU", "DLA"])
 
 
 class ScriptedBuilder:
@@ -71,11 +73,27 @@ class ScriptedBuilder:
         if failure is not None:
             raise failure
         advance(1.0, "Building Engine")
-        return Built(_plan(self._version, job.graph), b"timed " + job.name.encode(), replace(job.settings, timing=b""))
+        share = None if job.settings.dla_share is None else DlaShare(able=9, total=10)
+        plan = _plan(self._version, job.graph)
+        return Built(plan, b"timed " + job.name.encode(), replace(job.settings, timing=b""), share)
 
 
 class _Layered(SimpleNamespace):
     """A part of a network."""
+
+
+@dataclass(frozen=True)
+class FakeDla:
+    """A Deep Learning Accelerator that is not there.
+
+    Args:
+        cores: 0 where a device has none.
+        layers: what every graph is made of, by the parser: the kind of each layer ("CONVOLUTION"), and whether the
+            DLA can run it.
+    """
+
+    cores: int = 0
+    layers: tuple[tuple[str, bool], ...] = ()
 
 
 def fake_tensorrt(
@@ -85,6 +103,7 @@ def fake_tensorrt(
     kind: Literal["tensorrt", "rtx"] = "tensorrt",
     refuses: str = "",
     layers: Mapping[str, int] | None = None,
+    dla: FakeDla | None = None,
 ) -> Any:
     """The module of a release, with the names that this release has and without those that it has not.
 
@@ -94,18 +113,21 @@ def fake_tensorrt(
         kind: "rtx" also builds for GPUs that are not there.
         refuses: what the parser says against every graph.
         layers: what its inspector says: precision ("Int8", "FP16", "FP32") -> layers.
+        dla: the DLA of the device; ``cores`` of the module then says on which engines were loaded.
     """
     major = int(version.split(".", maxsplit=1)[0])
     weak, modern = kind == "tensorrt" and major < 11, kind == "rtx" or major >= 10
     trt = SimpleNamespace(__version__=version, driver=driver, log=[], refuses=refuses, layers=dict(layers or {}))
+    trt.dla, trt.cores = dla or FakeDla(), []
     trt.DataType, trt.TensorIOMode, trt.LayerType = _DataType, _TensorIOMode, _LayerType
+    trt.DeviceType = _DeviceType
     trt.MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
     trt.ProfilingVerbosity = SimpleNamespace(DETAILED="detailed")
     trt.LayerInformationFormat = SimpleNamespace(JSON="json")
     flags = {"STRONGLY_TYPED": 1} if modern else {}
     trt.NetworkDefinitionCreationFlag = SimpleNamespace(**flags, **({"EXPLICIT_BATCH": 0} if weak else {}))
-    if weak:
-        trt.BuilderFlag = SimpleNamespace(FP16="fp16", INT8="int8", PREFER_PRECISION_CONSTRAINTS="prefer")
+    typing = {"FP16": "fp16", "INT8": "int8", "PREFER_PRECISION_CONSTRAINTS": "prefer"} if weak else {}
+    trt.BuilderFlag = SimpleNamespace(GPU_FALLBACK="fallback", **typing)
     trt.ILogger = _logger_class()
     trt.IBuilderConfig = type("IBuilderConfig", (_Config,), {"builder_optimization_level": 3} if modern else {})
     if modern:
@@ -139,6 +161,11 @@ class _Config:
         self.capability: Any = None
         self.profiles: list[Any] = []
         self.cache = b""
+        self.default_device_type = _DeviceType.GPU
+
+    def can_run_on_DLA(self, layer: Any) -> bool:  # noqa: N802 - TensorRT's name
+        assert self.profiles, "sizes that are free cannot run there"
+        return bool(layer.on_dla)
 
     def set_memory_pool_limit(self, pool: str, size: int) -> None:
         assert pool == "workspace"
@@ -169,6 +196,7 @@ class _Config:
 class _Builder:
     def __init__(self, trt: Any, logger: Any) -> None:
         self._trt, self._logger = trt, logger
+        self.num_DLA_cores = trt.dla.cores
 
     def create_network(self, flags: int) -> Any:
         known = vars(self._trt.NetworkDefinitionCreationFlag).values()
@@ -213,6 +241,8 @@ class _Parser:
         self._network.num_inputs = len(self._network.inputs)
         self._network.get_input = lambda index: self._network.inputs[index]
         self._network.graph = graph
+        made = [_layer(index, *one) for index, one in enumerate(self._trt.dla.layers)]
+        self._network.num_layers, self._network.get_layer = len(made), made.__getitem__
         return True
 
     def get_error(self, index: int) -> Any:
@@ -222,15 +252,24 @@ class _Parser:
         return SimpleNamespace(node_name=lambda: "make_y", node_operator=lambda: "Relu", desc=lambda: self._trt.refuses)
 
 
+def _layer(index: int, kind: str, on_dla: bool) -> Any:
+    return SimpleNamespace(
+        name=f"layer_{index}", type=_LayerType[kind], on_dla=on_dla, num_inputs=0, num_outputs=0, precision=None
+    )
+
+
 class _Runtime:
     def __init__(self, trt: Any, logger: Any) -> None:
         self._trt, self._logger = trt, logger
+        self.num_DLA_cores, self.DLA_core = trt.dla.cores, 0
 
     def deserialize_cuda_engine(self, plan: bytes) -> Any | None:
         head, _, graph = plan.partition(b"\n")
         if head != b"%s %s" % (_MARK, self._trt.__version__.encode()):
             self._logger.log(self._trt.ILogger.Severity.ERROR, "the engine plan file is not compatible")
             return None
+        if self.num_DLA_cores:
+            self._trt.cores.append(self.DLA_core)
         return _Engine(self._trt, _session(graph))
 
 

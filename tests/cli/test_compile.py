@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from edge_mbm.errors import EngineError
+from edge_mbm.runtime import Bundle
 from edge_mbm.runtime.trt import place as place_module
 from edge_mbm.runtime.trt.cache import EngineCache
 from edge_mbm.runtime.trt.cuda import Cuda, open_cuda
@@ -18,7 +19,7 @@ from edge_mbm.runtime.trt.device import look_at_gpu
 from edge_mbm.runtime.trt.place import Place
 from edge_mbm.runtime.trt.release import Release
 from edge_mbm.testing.cuda import FakeDriver, FakeGraphs
-from edge_mbm.testing.tensorrt import ScriptedBuilder, fake_tensorrt
+from edge_mbm.testing.tensorrt import FakeDla, ScriptedBuilder, fake_tensorrt
 
 NEEDS = pytest.mark.needs("onnxruntime")
 compile_command = importlib.import_module("edge_mbm.cli.compile")
@@ -36,7 +37,9 @@ def builder(monkeypatch: pytest.MonkeyPatch) -> ScriptedBuilder:
     cuda = Cuda(driver, FakeGraphs(driver))
     with cuda.current():
         place = Place(
-            Release(fake_tensorrt("10.3.0", driver, layers={"FP16": 2, "FP32": 1})), look_at_gpu(driver), cuda
+            Release(fake_tensorrt("10.3.0", driver, layers={"FP16": 2, "FP32": 1}, dla=FakeDla(2))),
+            look_at_gpu(driver),
+            cuda,
         )
     scripted = ScriptedBuilder(version="10.3.0")
     monkeypatch.setattr(compile_command, "find_place", lambda target, capability: place)
@@ -156,3 +159,22 @@ def test_what_to_remove_must_be_said(cli: Callable[..., Any]) -> None:
     assert cli("cache", "rm", "abc", "--all").code == 2
     done = cli("cache", "rm", "abc")
     assert (done.code, "no engines of the cache begin with 'abc'" in done.err) == (2, True)
+
+
+@NEEDS
+def test_what_is_on_the_dla_is_told(
+    builder: ScriptedBuilder, cli: Callable[..., Any], tiny_trt: Bundle, clip: Path
+) -> None:
+    """How many of its layers are, when it is built and by every result."""
+    asked = ("--dla", "image_encoder")
+    assert "to build, for the DLA" in cli("compile", tiny_trt.path, *asked, "--dry-run").out
+    done = cli("compile", tiny_trt.path, *asked)
+    assert (done.code, "image_encoder trt-fp16: 9 of 10 layers on the DLA, the rest on the GPU" in done.out) == (
+        0,
+        True,
+    )
+    assert "Fake Orin's DLA" in cli("cache", "ls").out
+    run = cli("run", tiny_trt.path, "--source", clip, "--fast", "--provider", "tensorrt", *asked, "-o", "-")
+    assert "TensorRT DLA" in run.out
+    assert cli("verify", tiny_trt.path, "--provider", "tensorrt", *asked).code == 0
+    assert cli("run", tiny_trt.path, "--source", clip, *asked).code == 2

@@ -42,7 +42,7 @@ steps = []
 made.watch(config, lambda *step: steps.append(step))
 plan = made.serialize(builder, network, config)
 again = made.configure(builder, network, BuildSettings(capability="SM86", timing=made.timing_of(config)))
-print(len(plan) > 1000, len(steps) > 2, steps[-1][2], made.is_strongly_typed, made.has_levels, made.has_progress)
+print(len(plan) > 1000, len(steps) > 2, steps[-1][2], made.is_strongly_typed(), made.has_levels, made.has_progress)
 print(made, *made.capabilities)
 assert set(said) <= {"warning", "error"}, said
 assert made.parse(made.create_network(builder), logger, b"nonsense")

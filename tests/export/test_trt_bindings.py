@@ -53,8 +53,8 @@ def test_building_ahead_of_time_is_tensorrt_rtxs_alone(script: ModuleType) -> No
     assert not any(RECORDED[release][name] for release in DEVICES for name in script.AHEAD_OF_TIME)
 
 
-def test_weak_typing_is_gone_from_11_and_used_for_8_5_alone(script: ModuleType) -> None:
-    """What 10 still has of it would fail on the next release; calibrators are used nowhere."""
+def test_weak_typing_is_gone_from_11_and_used_for_8_5_and_the_dla_alone(script: ModuleType) -> None:
+    """What 10 still has of it would fail on the next release, which is asked first; calibrators are used nowhere."""
     for name in script.REMOVED:
         assert RECORDED["8.5"][name]
         assert RECORDED["10.3"][name]
@@ -71,12 +71,17 @@ def test_8_5_has_what_is_used_without_asking_and_none_of_what_is_asked_for(scrip
     assert [name for name in script.SINCE_10 if RECORDED["8.5"][name]] == []
 
 
+def test_every_release_has_the_names_for_the_dla(script: ModuleType) -> None:
+    """So no name is asked for; whether there is a DLA, the builder and the runtime know by their number of cores."""
+    assert [(release, name) for release in RECORDED for name in script.DLA if not RECORDED[release][name]] == []
+
+
 @pytest.mark.parametrize("module", ["release", "engine"])
 def test_every_name_that_the_device_uses_is_in_the_table(module: str, script: ModuleType) -> None:
     """Attributes of whatever TensorRT made: whoever adds one looks it up in the old releases first."""
     tree = ast.parse((ROOT / "edge_mbm" / "runtime" / "trt" / f"{module}.py").read_text())
     made = {"trt", "builder", "network", "config", "parser", "error"}
-    made |= {"engine", "inspector", "profile", "layer", "context"}
+    made |= {"engine", "inspector", "profile", "layer", "context", "runtime"}
     found = {
         node.attr
         for node in ast.walk(tree)

@@ -7,6 +7,8 @@ from typing import Literal, TypeAlias
 import msgspec
 from msgspec import Struct
 
+from edge_mbm.runtime.trt.layers import DlaShare
+
 __all__ = ["Done", "Failed", "Log", "Message", "NoRoom", "Refused", "Step", "WorkerJob", "read_message"]
 
 
@@ -20,6 +22,7 @@ class WorkerJob(Struct, frozen=True, kw_only=True):
     workspace: int | None
     level: int | None
     capability: str | None
+    dla_share: float | None
 
 
 class Step(Struct, frozen=True, tag="step"):
@@ -59,7 +62,9 @@ class NoRoom(Struct, frozen=True, tag="no room"):
 
 
 class Done(Struct, frozen=True, tag="done"):
-    """The engine is written."""
+    """The engine is written; how much of it is on the DLA, if it is for that."""
+
+    dla: DlaShare | None = None
 
 
 Message: TypeAlias = Step | Log | Refused | Failed | NoRoom | Done

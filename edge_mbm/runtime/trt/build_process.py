@@ -68,8 +68,8 @@ class SubprocessBuilder:
             with _on_disk(job.name, folder):
                 files["graph"].write_bytes(job.graph)
                 files["timing"].write_bytes(job.settings.timing)
-                _check(job, self._run(_worker_job(job, files), advance))
-                return Built(files["plan"].read_bytes(), files["timing"].read_bytes(), job.settings)
+                done = _check(job, self._run(_worker_job(job, files), advance))
+                return Built(files["plan"].read_bytes(), files["timing"].read_bytes(), job.settings, done.dla)
         finally:
             for path in files.values():
                 path.unlink(missing_ok=True)
@@ -111,8 +111,9 @@ class _Ending:
         return [one.message for one in self.said if isinstance(one, Log) and one.severity.endswith("error")]
 
     @property
-    def is_well(self) -> bool:
-        return self.code == 0 and any(isinstance(one, Done) for one in self.said)
+    def done(self) -> Done | None:
+        """What it said of an engine that it wrote; None where something went wrong."""
+        return next((one for one in self.said if isinstance(one, Done)), None) if self.code == 0 else None
 
     @property
     def is_short_of_memory(self) -> bool:
@@ -151,6 +152,7 @@ def _worker_job(job: BuildJob, files: Mapping[str, Path]) -> WorkerJob:
         workspace=settings.workspace,
         level=settings.level,
         capability=settings.capability,
+        dla_share=settings.dla_share,
     )
 
 
@@ -165,12 +167,12 @@ def _listen(lines: IO[bytes], advance: Advance) -> Iterator[Message]:
             yield message
 
 
-def _check(job: BuildJob, ending: _Ending) -> None:
+def _check(job: BuildJob, ending: _Ending) -> Done:
     """Raise what the ending comes to, unless there is an engine."""
     for message in ending.said:
         _check_message(job, message)
-    if ending.is_well:
-        return
+    if ending.done is not None:
+        return ending.done
     if ending.is_short_of_memory:
         raise OutOfMemoryError(f"{job.name}: {ending.errors[-1] if ending.errors else 'the builder was killed'}")
     if ending.code != 0:

@@ -49,21 +49,22 @@ def _build(job: WorkerJob, tell: Tell) -> None:
     release = find_release(job.kind)
     logger = release.logger(lambda severity, message: tell(Log(severity, message)))
     builder = release.trt.Builder(logger)
-    network = release.create_network(builder)
+    network = release.create_network(builder, dla=job.dla_share is not None)
     problems = release.parse(network, logger, Path(job.graph).read_bytes())
     for problem in problems:
         tell(Refused(problem.node, problem.operator, problem.message))
     if problems:
         return
     timing = Path(job.timing)
-    settings = BuildSettings(job.workspace, job.level, job.capability, timing.read_bytes())
+    settings = BuildSettings(job.workspace, job.level, job.capability, timing.read_bytes(), job.dla_share)
     config = release.configure(builder, network, settings)
+    share = None if job.dla_share is None else release.place_on_dla(network, config, job.dla_share)
     release.watch(config, lambda *step: tell(Step(*step)))
     plan = release.serialize(builder, network, config)
     if plan is not None:
         Path(job.plan).write_bytes(plan)
         timing.write_bytes(release.timing_of(config))
-        tell(Done())
+        tell(Done(share))
 
 
 def _end_with_parent() -> None:

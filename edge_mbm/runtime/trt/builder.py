@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from edge_mbm.errors import EngineError
+from edge_mbm.runtime.trt.layers import DlaShare
 from edge_mbm.runtime.trt.release import BuildSettings, Kind
 
 __all__ = ["Advance", "BuildJob", "Built", "EngineBuilder", "OutOfMemoryError", "build_with_less"]
@@ -47,6 +48,8 @@ class Built:
     timing: bytes
     settings: BuildSettings
     """With which it succeeded."""
+    dla: DlaShare | None = None
+    """How much of it runs on the DLA; None where it was built for the GPU."""
 
 
 class OutOfMemoryError(EngineError):

@@ -22,7 +22,7 @@ from msgspec import Struct, structs
 
 from edge_mbm.errors import EngineError, InputError
 from edge_mbm.runtime.log import warn
-from edge_mbm.runtime.trt.layers import Precisions
+from edge_mbm.runtime.trt.layers import DlaShare, Precisions
 
 __all__ = ["CacheEntry", "CachedEngine", "EngineCache", "EngineKey", "EngineRecord", "Latency", "engine_folder"]
 
@@ -104,6 +104,8 @@ class EngineRecord(_Sealed, frozen=True, kw_only=True):
     build_s: float = 0.0
     latency: Latency | None = None
     """None where there was no GPU to measure on."""
+    dla: DlaShare | None = None
+    """How much of it runs on the DLA; None where it is the GPU's."""
 
 
 class _TimingRecord(_Sealed, frozen=True, kw_only=True):

@@ -28,14 +28,16 @@ class Choice(Struct, frozen=True, kw_only=True):
     reason: str
 
 
-def variants_for(component: Component) -> dict[str, Variant]:
+def variants_for(component: Component, *, dla: bool = False) -> dict[str, Variant]:
     """The variants that engines are built from: those made for TensorRT, or what runs anywhere where there are none.
 
-    Only what kept its budget on the workstation has a graph.
+    Only what kept its budget on the workstation has a graph. For the DLA it is what computes in fp16 alone: it has no
+    fp32, and its int8 takes ranges from calibration, not the QuantizeLinear of a graph.
     """
     kept = {key: variant for key, variant in component.variants.items() if variant.graph is not None}
     made = {key: variant for key, variant in kept.items() if variant.target == "tensorrt"}
-    return made or {key: variant for key, variant in kept.items() if variant.target == "any"}
+    found = made or {key: variant for key, variant in kept.items() if variant.target == "any"}
+    return {key: variant for key, variant in found.items() if variant.precision == "fp16"} if dla else found
 
 
 def choose_engine(records: Records) -> Choice | None:

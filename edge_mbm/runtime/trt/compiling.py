@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +13,14 @@ import numpy as np
 from msgspec import Struct
 
 from edge_mbm.bundle import BundleFiles
-from edge_mbm.errors import DeviceLostError, EngineError
+from edge_mbm.errors import DeviceLostError, EngineError, InputError
 from edge_mbm.runtime.plan import choose_heads, needed_by
 from edge_mbm.runtime.trt.builder import BuildJob, EngineBuilder, build_with_less
 from edge_mbm.runtime.trt.cache import EngineCache, EngineKey, EngineRecord, Latency
 from edge_mbm.runtime.trt.choosing import Choice, choose_engine, variants_for
 from edge_mbm.runtime.trt.device import workspace_bytes
-from edge_mbm.runtime.trt.engine import TensorRTEngine
-from edge_mbm.runtime.trt.layers import Precisions, read_layers
+from edge_mbm.runtime.trt.engine import EngineOptions, TensorRTEngine
+from edge_mbm.runtime.trt.layers import DlaShare, Precisions, read_layers
 from edge_mbm.runtime.trt.place import Place
 from edge_mbm.runtime.trt.release import BuildSettings
 from edge_mbm.spec import Component
@@ -30,6 +30,7 @@ __all__ = [
     "CompileReport",
     "Compiled",
     "Look",
+    "Looker",
     "PlannedEngine",
     "Watch",
     "compile_bundle",
@@ -47,10 +48,19 @@ class CompileOptions:
     Args:
         heads: whose components are built, of ``Manifest.results``; None for all components.
         rebuild: whether engines that are in the cache are built anew.
+        dla: components that are built for the Deep Learning Accelerator of some Jetsons instead of the GPU.
+        dla_share: the share of such a component's layers, 0..1, that must run there.
     """
 
     heads: tuple[str, ...] | None = None
     rebuild: bool = False
+    dla: tuple[str, ...] = ()
+    dla_share: float = 0.8
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a share out of range."""
+        if not 0 <= self.dla_share <= 1:
+            raise InputError(f"the share of layers on the DLA is from 0 to 1, not {self.dla_share:g}")
 
 
 class PlannedEngine(Struct, frozen=True, kw_only=True):
@@ -64,6 +74,11 @@ class PlannedEngine(Struct, frozen=True, kw_only=True):
     graph_bytes: int
     key: EngineKey
     is_cached: bool
+    is_dla: bool = False
+    """Whether it is for the DLA, not for the GPU."""
+
+    def __str__(self) -> str:
+        return f"{self.component} {self.variant}{' on the DLA' if self.is_dla else ''}"
 
 
 class Compiled(Struct, frozen=True, kw_only=True):
@@ -94,6 +109,14 @@ class Look(Struct, frozen=True, kw_only=True):
     latency: Latency
 
 
+class Looker(Protocol):
+    """Asks an engine what it got and how fast it is; see ``look_into``."""
+
+    def __call__(self, name: str, component: Component, plan: bytes, place: Place, options: EngineOptions, /) -> Look:
+        """Raise EngineError where it does not load or run."""
+        ...
+
+
 class Watch(Protocol):
     """Is told what a compilation does."""
 
@@ -116,15 +139,18 @@ def plan_engines(
     """The engines that a bundle needs, in the order in which its components run; nothing is built.
 
     Raises:
-        InputError: there is no such head.
-        EngineError: a component has no variant that TensorRT could run.
+        InputError: there is no such head, or no such component for the DLA among those that the heads need.
+        EngineError: a component has no variant that TensorRT, or the DLA, could run.
     """
     options = options or CompileOptions()
     manifest = bundle.manifest
     heads = choose_heads(manifest, options.heads) if options.heads is not None else manifest.components
     needed = needed_by(manifest, heads)
     names = [name for name in manifest.order() if name in needed]
-    planned = (engine for name in names for engine in _planned(bundle, name, place, cache))
+    for name in options.dla:
+        if name not in names:
+            raise InputError(f"there is no '{name}' to be put on the DLA; what is built are {', '.join(names)}")
+    planned = (engine for name in names for engine in _planned(bundle, name, place, cache, dla=name in options.dla))
     return tuple(planned)
 
 
@@ -136,7 +162,7 @@ def compile_bundle(
     *,
     watch: Watch,
     options: CompileOptions | None = None,
-    look: Callable[[str, Component, bytes, Place], Look] | None = None,
+    look: Looker | None = None,
 ) -> CompileReport:
     """Build the engines that are not in the cache yet, one at a time, and measure them.
 
@@ -150,7 +176,7 @@ def compile_bundle(
         look: asks an engine what it got and how fast it is; ``look_into`` unless given, and none where no GPU is.
 
     Raises:
-        InputError: there is no such head.
+        InputError: see ``plan_engines``.
         EngineError: a component has no engine in the end, with the reason; or the cache cannot be written.
         DeviceLostError: the GPU does not answer any more.
     """
@@ -168,13 +194,13 @@ def compile_bundle(
     )
 
 
-def look_into(name: str, component: Component, plan: bytes, place: Place) -> Look:
+def look_into(name: str, component: Component, plan: bytes, place: Place, options: EngineOptions, /) -> Look:
     """Load an engine, read back its layers' precisions, and time its calls on zeros.
 
     Raises:
         EngineError: it does not load or run.
     """
-    with closing(TensorRTEngine(name, component, plan, place)) as engine:
+    with closing(TensorRTEngine(name, component, plan, place, options)) as engine:
         for _ in range(_WARM_UP):
             engine.run({})
         times = np.array([_time(engine) for _ in range(_RUNS)])
@@ -193,7 +219,7 @@ class _Shop:
     builder: EngineBuilder
     watch: Watch
     options: CompileOptions
-    look: Callable[[str, Component, bytes, Place], Look] | None
+    look: Looker | None
 
     def have(self, planned: PlannedEngine) -> Compiled:
         """The engine: from the cache, or built. Another process may have built it while this one waited."""
@@ -205,7 +231,13 @@ class _Shop:
 
     def _known(self, planned: PlannedEngine) -> Compiled | None:
         found = None if self.options.rebuild else self.cache.find(planned.key)
-        return None if found is None else _compiled(planned, "cached", found.record)
+        if found is None or not self._is_enough(found.record.dla):
+            return None
+        return _compiled(planned, "cached", found.record)
+
+    def _is_enough(self, on_dla: DlaShare | None) -> bool:
+        """An engine may have been built when less of it on the DLA was wanted."""
+        return on_dla is None or on_dla.able >= self.options.dla_share * on_dla.total
 
     def _made(self, planned: PlannedEngine, folder: Path) -> Compiled:
         self.watch.begin(planned)
@@ -218,10 +250,9 @@ class _Shop:
         return _compiled(planned, "built", self.cache.store(record, plan))
 
     def _build(self, planned: PlannedEngine, folder: Path) -> tuple[EngineRecord, bytes]:
-        name = f"{planned.component} {planned.variant}"
         started = time.perf_counter()
         job = BuildJob(
-            name,
+            str(planned),
             self.bundle.read(planned.graph),
             self.place.release.kind,
             str(self.place.release),
@@ -242,6 +273,7 @@ class _Shop:
             level=built.settings.level,
             build_s=seconds,
             latency=None if seen is None else seen.latency,
+            dla=built.dla,
         )
         return record, built.plan
 
@@ -250,6 +282,7 @@ class _Shop:
             workspace=workspace_bytes(self.place.gpu),
             capability=self.place.capability,
             timing=self.cache.timing(planned.key),
+            dla_share=self.options.dla_share if planned.is_dla else None,
         )
 
     def _look(self, planned: PlannedEngine, plan: bytes) -> Look | None:
@@ -257,18 +290,21 @@ class _Shop:
             return None
         self.watch.advance(1.0, "measuring")
         component = self.bundle.manifest.components[planned.component]
-        return self.look(planned.component, component, plan, self.place)
+        return self.look(
+            planned.component, component, plan, self.place, EngineOptions(dla_core=0 if planned.is_dla else None)
+        )
 
 
-def _planned(bundle: BundleFiles, name: str, place: Place, cache: EngineCache) -> Iterator[PlannedEngine]:
+def _planned(bundle: BundleFiles, name: str, place: Place, cache: EngineCache, *, dla: bool) -> Iterator[PlannedEngine]:
     manifest = bundle.manifest
-    variants = variants_for(manifest.components[name])
+    variants = variants_for(manifest.components[name], dla=dla)
     if not variants:
-        raise EngineError(f"'{name}' has no variant that TensorRT can run: export the bundle with a TensorRT target")
+        what = "fp16 variant, and the DLA computes in nothing else" if dla else "variant that TensorRT can run"
+        raise EngineError(f"'{name}' has no {what}: export the bundle with a TensorRT target")
     for key, variant in variants.items():
         assert variant.graph is not None
         entry = manifest.files[variant.graph]
-        engine = place.key(entry.sha256)
+        engine = place.key(entry.sha256, dla=dla)
         yield PlannedEngine(
             component=name,
             variant=key,
@@ -277,6 +313,7 @@ def _planned(bundle: BundleFiles, name: str, place: Place, cache: EngineCache) -
             graph_bytes=entry.size,
             key=engine,
             is_cached=cache.look(engine) is not None,
+            is_dla=dla,
         )
 
 

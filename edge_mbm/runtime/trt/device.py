@@ -61,8 +61,9 @@ def absent_gpu(capability: str) -> Gpu:
     return Gpu(name=f"any {capability}", capability=f"{digits[:-1]}.{digits[-1:]}")
 
 
-def engine_key(graph: str, release: Release, gpu: Gpu, root: Path = _ROOT) -> EngineKey:
-    """Under which the engine of a graph, given by its sha256, is kept here."""
+def engine_key(graph: str, release: Release, gpu: Gpu, root: Path = _ROOT, *, dla: bool = False) -> EngineKey:
+    """Under which the engine of a graph, given by its sha256, is kept here; with ``dla`` the one for the DLA."""
+    typing = "strongly typed" if release.is_strongly_typed(dla=dla) else "weakly typed"
     return EngineKey(
         graph=graph,
         product="TensorRT-RTX" if release.kind == "rtx" else "TensorRT",
@@ -71,7 +72,7 @@ def engine_key(graph: str, release: Release, gpu: Gpu, root: Path = _ROOT) -> En
         capability=gpu.capability,
         driver=gpu.driver,
         machine=_machine(root),
-        options=("strongly typed" if release.is_strongly_typed else "weakly typed",),
+        options=(typing, "DLA") if dla else (typing,),
     )
 
 

@@ -46,10 +46,13 @@ class EngineOptions:
         use_graph: whether its work is captured once as a CUDA graph and replayed: shapes are fixed here.
         mapped: whether the GPU reads and writes the host's buffers in place; None where it shares their memory, as a
             Jetson's does.
+        dla_core: of an engine that was built for the DLA, on which of its cores it runs, counted round; None for
+            one of the GPU.
     """
 
     use_graph: bool = True
     mapped: bool | None = None
+    dla_core: int | None = None
 
 
 class TensorRTEngine:
@@ -90,12 +93,14 @@ class TensorRTEngine:
         self._closed = False
         self._held: frozenset[str] = frozenset()
         self.provider = "TensorRT-RTX" if self._release.kind == "rtx" else "TensorRT"
+        if options.dla_core is not None:
+            self.provider += " DLA"
         loaded = self._loaded = Loaded()
         # Also where nobody closes it: pycuda leaks what is freed while another context is current.
         self._free = weakref.finalize(self, free, self._cuda, loaded)
         try:
             with self._cuda.current(), self._explain("load"):
-                self._load(plan)
+                self._load(plan, options.dla_core)
                 self._allocate()
                 self._warm_up()
             if self.states is not None:
@@ -184,10 +189,10 @@ class TensorRTEngine:
         self._closed = True
         self._free()
 
-    def _load(self, plan: bytes) -> None:
+    def _load(self, plan: bytes, dla_core: int | None) -> None:
         loaded, release = self._loaded, self._release
         loaded.runtime = release.trt.Runtime(release.logger(_listener(self._said)))
-        loaded.engine = release.deserialize(loaded.runtime, plan)
+        loaded.engine = release.deserialize(loaded.runtime, plan, dla_core)
         if loaded.engine is None:
             raise EngineError(
                 f"{release} does not take the engine of '{self._name}'{self._why()}: edge-mbm compile builds it"

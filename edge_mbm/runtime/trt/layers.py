@@ -8,11 +8,25 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import msgspec
+from msgspec import Struct
 
-__all__ = ["Precisions", "describe_layers", "read_layers"]
+__all__ = ["DlaShare", "Precisions", "describe_layers", "read_layers"]
 
 Precisions: TypeAlias = dict[str, int]
 """Precision ("int8", "fp16", "fp32") -> layers that compute in it."""
+
+
+class DlaShare(Struct, frozen=True, kw_only=True):
+    """How much of an engine runs on the Deep Learning Accelerator; the rest is the GPU's."""
+
+    able: int
+    """Layers of the network that can."""
+    total: int
+    """All its layers, but for constants."""
+
+    def __str__(self) -> str:
+        return f"{self.able} of {self.total} layers"
+
 
 # The narrowest first: what a layer reads in int8 it computes in int8, though its scales are fp32.
 _TYPES = (

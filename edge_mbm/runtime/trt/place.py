@@ -36,14 +36,14 @@ class Place:
     def __str__(self) -> str:
         return f"{self.release} on {self.gpu.name}"
 
-    def key(self, graph: str) -> EngineKey:
-        """Under which the engine of a graph (its sha256) is kept."""
-        return engine_key(graph, self.release, self.gpu)
+    def key(self, graph: str, *, dla: bool = False) -> EngineKey:
+        """Under which the engine of a graph (its sha256) is kept, for the GPU or for the DLA."""
+        return engine_key(graph, self.release, self.gpu, dla=dla)
 
-    def keys(self, graph: str) -> tuple[EngineKey, ...]:
+    def keys(self, graph: str, *, dla: bool = False) -> tuple[EngineKey, ...]:
         """Where an engine that runs here may be: built for this GPU, or ahead of time for all of its kind (RTX)."""
-        if self.release.kind != "rtx":
-            return (self.key(graph),)
+        if self.release.kind != "rtx" or dla:
+            return (self.key(graph, dla=dla),)
         kind = absent_gpu(f"SM{self.gpu.capability.replace('.', '')}")
         return self.key(graph), engine_key(graph, self.release, kind)
 

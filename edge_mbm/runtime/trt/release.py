@@ -9,10 +9,12 @@ explicit batch         a flag        always          same   always
 optimisation level     no            yes             yes    yes
 progress monitor       no            yes             yes    yes
 name of a bad node     its number    yes             yes    yes
+DLA                    yes           to 10.7         11.4.1 no
 GPUs that are absent   no            no              no     yes
 =====================  ============  ==============  =====  ==============
 
-The table in ``tests/export/trt_api.json`` is read from the bindings themselves.
+The table in ``tests/export/trt_api.json`` is read from the bindings themselves. All of them have the names for the DLA;
+where there is one, by the release and the device, the builder knows.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from edge_mbm.errors import MissingDependencyError
+from edge_mbm.errors import EngineError, MissingDependencyError
+from edge_mbm.runtime.trt.layers import DlaShare
 
 __all__ = ["BuildSettings", "ParserProblem", "Release", "Said", "Stepped", "find_release"]
 
@@ -41,6 +44,11 @@ _INSTALL: dict[Kind, str] = {
     "needs --system-site-packages); elsewhere pip install 'edge-mbm[tensorrt]'",
     "rtx": "pip install 'edge-mbm[trt-check]'",
 }
+_DLA = (
+    "Jetson AGX Orin, Orin NX and Xavier have one, and TensorRT uses it up to 10.7 (JetPack 6), and since 11.4.1 on "
+    "AGX Orin with JetPack 7.2.2"
+)
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -52,12 +60,15 @@ class BuildSettings:
         level: how long it searches, 0 to 5; None for TensorRT's own, and in releases that have no levels.
         capability: "SM86": for GPUs of that kind, none of which need be here; None for the one that is. RTX only.
         timing: the timing cache's bytes as they were kept; b"" for none.
+        dla_share: build for the Deep Learning Accelerator, if at least this share of the layers, 0..1, can run there;
+            None builds for the GPU alone.
     """
 
     workspace: int | None = None
     level: int | None = None
     capability: str | None = None
     timing: bytes = b""
+    dla_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -114,9 +125,13 @@ class Release:
         """As the module gives it: "10.3.0"."""
         return str(self.trt.__version__)
 
-    @property
-    def is_strongly_typed(self) -> bool:
-        """Whether a network's types are the graph's; otherwise flags allow what may be used."""
+    def is_strongly_typed(self, *, dla: bool = False) -> bool:
+        """Whether a network's types are the graph's; otherwise flags allow what may be used.
+
+        For the DLA NVIDIA's own tools use weak typing, as long as there is such a thing; 11 has none.
+        """
+        if dla and hasattr(self.trt, "BuilderFlag") and hasattr(self.trt.BuilderFlag, "FP16"):
+            return False
         return hasattr(self.trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
 
     @property
@@ -141,10 +156,16 @@ class Release:
         """A logger that passes warnings and errors on."""
         return _logger(self.trt, said)
 
-    def create_network(self, builder: Any) -> Any:
-        """An empty network, strongly typed where there is such a thing."""
+    def create_network(self, builder: Any, *, dla: bool = False) -> Any:
+        """An empty network, strongly typed where there is such a thing.
+
+        Raises:
+            EngineError: it is for the DLA, and this release or this device has none.
+        """
+        if dla and not builder.num_DLA_cores:
+            raise EngineError(f"{self} finds no DLA here: {_DLA}. Leave out --dla")
         flags = self.trt.NetworkDefinitionCreationFlag
-        flag = flags.STRONGLY_TYPED if self.is_strongly_typed else flags.EXPLICIT_BATCH
+        flag = flags.STRONGLY_TYPED if self.is_strongly_typed(dla=dla) else flags.EXPLICIT_BATCH
         return builder.create_network(1 << int(flag))
 
     def parse(self, network: Any, logger: Any, graph: bytes) -> tuple[ParserProblem, ...]:
@@ -162,12 +183,38 @@ class Release:
         if settings.level is not None and self.has_levels:
             config.builder_optimization_level = settings.level
         config.profiling_verbosity = self.trt.ProfilingVerbosity.DETAILED  # so that precisions can be read back
-        if not self.is_strongly_typed:
+        dla = settings.dla_share is not None
+        if not self.is_strongly_typed(dla=dla):
             self._allow_types(config, network)
         self._set_capability(config, settings.capability)
         self._add_profile(builder, network, config)
+        if dla:
+            config.default_device_type = self.trt.DeviceType.DLA
+            config.set_flag(self.trt.BuilderFlag.GPU_FALLBACK)
         config.set_timing_cache(config.create_timing_cache(settings.timing), False)
         return config
+
+    def place_on_dla(self, network: Any, config: Any, least: float) -> DlaShare:
+        """How much of a network that was configured for the DLA can run there.
+
+        Args:
+            network: parsed.
+            config: from ``configure``.
+            least: the share of layers, 0..1, that must.
+
+        Raises:
+            EngineError: it is less, with the layers that cannot.
+        """
+        layers = [layer for layer in _layers(network) if layer.type != self.trt.LayerType.CONSTANT]
+        unable = [layer for layer in layers if not config.can_run_on_DLA(layer)]
+        share = DlaShare(able=len(layers) - len(unable), total=len(layers))
+        if share.able < least * share.total or not share.able:
+            named = ", ".join(f"'{layer.name}' ({layer.type.name})" for layer in unable[:_NAMED])
+            raise EngineError(
+                f"{share} can run on the DLA, {least:.0%} are wanted, since each change between DLA and GPU costs. "
+                f"Not {named}{', ...' if len(unable) > _NAMED else ''}. Leave it on the GPU, or lower --dla-share"
+            )
+        return share
 
     def watch(self, config: Any, stepped: Stepped) -> None:
         """Have the builder tell how far it is, where it can; ``stepped`` may raise nothing."""
@@ -222,8 +269,21 @@ class Release:
 
     # --- running -----------------------------------------------------------------------------------------------------
 
-    def deserialize(self, runtime: Any, plan: bytes) -> Any | None:
-        """The engine; None where this TensorRT or this GPU refuses it."""
+    def deserialize(self, runtime: Any, plan: bytes, dla_core: int | None = None) -> Any | None:
+        """The engine; None where this TensorRT or this GPU refuses it.
+
+        Args:
+            runtime: TensorRT's.
+            plan: the engine's bytes.
+            dla_core: for an engine on the DLA, on which of its cores: counted round.
+
+        Raises:
+            EngineError: there is no DLA.
+        """
+        if dla_core is not None:
+            if not runtime.num_DLA_cores:
+                raise EngineError(f"{self} finds no DLA here: {_DLA}")
+            runtime.DLA_core = dla_core % runtime.num_DLA_cores
         return runtime.deserialize_cuda_engine(plan)
 
     def layers_json(self, engine: Any) -> str:

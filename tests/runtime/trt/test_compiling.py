@@ -26,6 +26,7 @@ from edge_mbm.runtime.trt.compiling import (
     look_into,
     plan_engines,
 )
+from edge_mbm.runtime.trt.engine import EngineOptions
 from edge_mbm.runtime.trt.place import Place
 from edge_mbm.testing import tiny_bundle
 from edge_mbm.testing.cuda import FakeDriver
@@ -64,7 +65,7 @@ def compiled(
 def speeds(**microseconds: float) -> Any:
     """A look that finds these latencies, by precision of the graph's name."""
 
-    def look(name: str, component: Any, plan: bytes, place: Place) -> Look:
+    def look(name: str, component: Any, plan: bytes, place: Place, options: EngineOptions) -> Look:
         found = next((us for key, us in microseconds.items() if plan.endswith(f"trt-{key}".encode())), 10.0)
         return Look(got={"fp16": 2}, latency=Latency(median_us=found, iqr_us=0.1, runs=3))
 
@@ -255,6 +256,7 @@ import edge_mbm
 from edge_mbm.runtime.trt.cache import EngineCache
 from edge_mbm.runtime.trt.compiling import compile_bundle
 from edge_mbm.runtime.trt.device import absent_gpu
+from edge_mbm.runtime.trt.engine import EngineOptions
 from edge_mbm.runtime.trt.place import Place
 from edge_mbm.runtime.trt.release import Release
 from edge_mbm.testing.tensorrt import ScriptedBuilder, fake_tensorrt
@@ -288,9 +290,9 @@ def test_a_look_at_an_engine_frees_it(place: Place, driver: FakeDriver) -> None:
     with edge_mbm.load(tiny_bundle()) as bundle:
         component = bundle.manifest.components["event"]
         plan = b"FAKE 10.3.0\n" + bundle.read(component.variants["fp32"].graph or "")
-    assert look_into("event", component, plan, place).latency.runs == 200
+    assert look_into("event", component, plan, place, EngineOptions()).latency.runs == 200
     with pytest.raises(EngineError, match="does not take"):
-        look_into("event", component, b"nonsense", place)
+        look_into("event", component, b"nonsense", place, EngineOptions())
     assert driver.bytes == {}
 
 

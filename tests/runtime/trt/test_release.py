@@ -68,8 +68,8 @@ def test_typing_is_strong_where_there_is_such_a_thing(version: str, kind: str) -
     made = release(version, kind)
     network = made.create_network(made.trt.Builder(made.logger(silent)))
     assert network.flags == (1 << 0 if version.startswith("8") else 1 << 1)
-    assert made.is_strongly_typed is not version.startswith("8")
-    assert made.has_levels is made.has_progress is made.is_strongly_typed
+    assert made.is_strongly_typed() is not version.startswith("8")
+    assert made.has_levels is made.has_progress is made.is_strongly_typed()
 
 
 def layer(kind: str, *types: str) -> Any:

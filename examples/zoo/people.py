@@ -59,7 +59,7 @@ class Whose(nn.Module):
 
     def forward(self, face: Tensor) -> Tensor:
         """u8[batch, 150, 150, 3] RGB -> f32[batch, 128]."""
-        vector: Tensor = self.network(face.permute(0, 3, 1, 2).float())
+        vector: Tensor = self.network(face.float().permute(0, 3, 1, 2))
         return vector
 
 

@@ -79,7 +79,8 @@ class FrameFeatures(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         """uint8[B, 100, 27, 48, 3], RGB, to float32[B, 100, 1024]."""
         net: Any = self.net
-        x = frames.permute(0, 4, 1, 2, 3).to(torch.float32) / 255.0
+        pixels = frames.to(torch.float32)  # first of all: TensorRT turns no uint8 round
+        x = pixels.permute(0, 4, 1, 2, 3) / 255.0
         means = []
         for block in net.SDDCNN:
             x = block(x)
@@ -87,7 +88,7 @@ class FrameFeatures(nn.Module):
         flat = x.permute(0, 2, 3, 4, 1).flatten(2)
         motion = net.frame_sim_layer.projection(torch.cat(means, 1).transpose(1, 2))
         alike = torch.relu(net.frame_sim_layer.fc(self._around(motion)))
-        colors = torch.relu(net.color_hist_layer.fc(self._around(self._histograms(frames))))
+        colors = torch.relu(net.color_hist_layer.fc(self._around(self._histograms(pixels))))
         found: Tensor = torch.relu(net.fc1(torch.cat([colors, alike, flat], 2)))
         return found
 
@@ -99,9 +100,9 @@ class FrameFeatures(nn.Module):
         around: Tensor = (similar.unsqueeze(2) @ self.band).squeeze(2)
         return around
 
-    def _histograms(self, frames: Tensor) -> Tensor:
-        """How many pixels have each of 8 x 8 x 8 colours: uint8[B, T, H, W, 3] to float32[B, T, 512]."""
-        bins = torch.div(frames.flatten(2, 3).to(torch.int32), 256 // _LEVELS, rounding_mode="floor")
+    def _histograms(self, pixels: Tensor) -> Tensor:
+        """How many pixels have each of 8 x 8 x 8 colours: float32[B, T, H, W, 3], 0..255, to float32[B, T, 512]."""
+        bins = torch.floor(pixels.flatten(2, 3) / (256 // _LEVELS))
         red = (bins[..., 0:1] == self.levels).to(torch.float32)
         others = (bins[..., 1:2] * _LEVELS + bins[..., 2:3] == self.pairs).to(torch.float32)
         counts: Tensor = (red.transpose(2, 3) @ others).flatten(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,6 +46,16 @@ def export(
             show_default=False,
         ),
     ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target",
+            metavar="NAME",
+            help="Make variants for this machine too (jetson-orin, jetson-thor, rtx, x86-cpu, arm-cpu), besides those "
+            "that the recipe names; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Only say what would be made, and about how long it would take; write nothing."),
@@ -68,11 +79,13 @@ def export(
     requires does not hold. 7: torch or onnx is not installed.
 
     Example: edge-mbm export export/av_digits.toml -o av_digits.mbm
+
+    Example: edge-mbm export export/zero_shot.toml -o zero_shot.mbm --target jetson-orin
     """
     from edge_mbm.export import export_bundle  # noqa: PLC0415 - needs torch, which a device does not have
 
     if dry_run:
-        _dry_run(recipe, as_json=as_json)
+        _dry_run(recipe, target or (), as_json=as_json)
         return
     if lock:
         _lock(recipe, as_json=as_json)
@@ -82,7 +95,7 @@ def export(
     console = human(to_stderr=True)
     try:
         with _Bars(console) as bars:
-            manifest = export_bundle(recipe, output, bars)
+            manifest = export_bundle(recipe, output, bars, targets=target or ())
     except ExportError as error:
         # Its first line is the error's; the rest, what was tried and how it went, is a list to be read as one.
         first, *rest = str(error).splitlines()
@@ -106,10 +119,10 @@ def _lock(recipe: Path, *, as_json: bool) -> None:
         human().print(clean(f"{path}: what the recordings are now"), soft_wrap=True)
 
 
-def _dry_run(recipe: Path, *, as_json: bool) -> None:
+def _dry_run(recipe: Path, targets: Sequence[str], *, as_json: bool) -> None:
     from edge_mbm.export.plan import plan  # noqa: PLC0415 - as above
 
-    planned = plan(recipe)
+    planned = plan(recipe, targets)
     if as_json:
         write_json(planned)
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from edge_mbm.bundle import check_target
@@ -20,7 +21,11 @@ __all__ = ["export_bundle"]
 
 
 def export_bundle(
-    recipe: str | os.PathLike[str], target: str | os.PathLike[str], progress: Progress | None = None
+    recipe: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    progress: Progress | None = None,
+    *,
+    targets: Sequence[str] = (),
 ) -> Manifest:
     """Trace, prove, calibrate, quantize, measure, decide, and write one bundle.
 
@@ -30,6 +35,7 @@ def export_bundle(
         recipe: a TOML file, see ``Recipe``.
         target: ends in ``.mbm`` for a single file, else a directory. It holds the whole new bundle or what it held.
         progress: told of stages and steps.
+        targets: machines to make variants for, besides the recipe's own.
 
     Returns:
         The manifest as written.
@@ -41,7 +47,7 @@ def export_bundle(
         BundleError: it cannot be written there.
     """
     progress = progress or Silent()
-    loaded = load_recipe(Path(recipe))
+    loaded = load_recipe(Path(recipe), targets)
     # Before minutes of work, not after.
     check_target(target)
     with importable(loaded.python_path()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -97,15 +97,19 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return sum(self.seconds.values())
 
 
-def plan(recipe: str | os.PathLike[str]) -> Plan:
+def plan(recipe: str | os.PathLike[str], targets: Sequence[str] = ()) -> Plan:
     """Describe the components and time the model on one recording; nothing is traced, calibrated or written.
 
     The model and recordings that the recipe names are the user's own code, and are run.
 
+    Args:
+        recipe: a TOML file, see ``Recipe``.
+        targets: machines to make variants for, besides the recipe's own.
+
     Raises:
         RecipeError, CalibrationError: what the user gave is not right.
     """
-    loaded = load_recipe(Path(recipe))
+    loaded = load_recipe(Path(recipe), targets)
     with importable(loaded.python_path()):
         draft = describe(Draft(loaded, Origin(loaded)), Silent())
         reading, calls = _timed(draft)

@@ -363,7 +363,7 @@ class LoadedRecipe(Struct, frozen=True):
     recipe: Recipe
     data: CalibrationSet
     sha256: str
-    """Of both files."""
+    """Of both files, and of the targets that were added."""
 
     def python_path(self) -> tuple[str, ...]:
         """Folders to import model and recordings from, absolute."""
@@ -375,8 +375,12 @@ class LoadedRecipe(Struct, frozen=True):
         return tuple(dict.fromkeys(str((folder / entry).resolve()) for folder, entry in wanted))
 
 
-def load_recipe(path: Path) -> LoadedRecipe:
+def load_recipe(path: Path, targets: Sequence[str] = ()) -> LoadedRecipe:
     """Read a recipe and the calibration set that it names.
+
+    Args:
+        path: the recipe.
+        targets: machines to make variants for, besides the recipe's own.
 
     Raises:
         RecipeError: a file is missing or no TOML, a key is unknown, a value is wrong, or a name refers to nothing.
@@ -386,9 +390,12 @@ def load_recipe(path: Path) -> LoadedRecipe:
     data_path = path.parent / recipe.calibration_set
     data_text = _read(data_path, "calibration set")
     data = _parse(data_text, CalibrationSet, data_path)
+    more = [name for name in dict.fromkeys(targets) if name not in recipe.targets]
+    recipe = msgspec.structs.replace(recipe, targets=(*recipe.targets, *more))
     for problem in _problems(recipe):
         raise RecipeError(f"{path}: {problem}")
-    return LoadedRecipe(path, recipe, data, hashlib.sha256(text + b"\0" + data_text).hexdigest())
+    given = b"\0".join((text, data_text, *(name.encode() for name in more)))
+    return LoadedRecipe(path, recipe, data, hashlib.sha256(given).hexdigest())
 
 
 def _read(path: Path, what: str) -> bytes:

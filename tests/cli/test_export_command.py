@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -83,14 +83,14 @@ def exporting(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Any]],
 def test_what_was_written_is_shown(cli: Cli, exporting: Any, manifest: Manifest) -> None:
     """A row for each variant, the reason of each that was not kept, and what to do next; bars are on stderr."""
 
-    def export(recipe: Path, output: Path, progress: Progress) -> Manifest:
-        assert (str(recipe), str(output)) == ("r.toml", "b.mbm")
+    def export(recipe: Path, output: Path, progress: Progress, *, targets: Sequence[str]) -> Manifest:
+        assert (str(recipe), str(output), targets) == ("r.toml", "b.mbm", ["rtx", "arm-cpu"])
         progress.stage("look at \x1b[2J things", 3)
         progress.step("one\x1b]0;title\x07")
         return manifest
 
     exporting(export)
-    done = cli("export", "r.toml", "-o", "b.mbm")
+    done = cli("export", "r.toml", "-o", "b.mbm", "--target", "rtx", "--target", "arm-cpu")
     assert done.code == 0
     rows = {tuple(line.split()[:2]): line.split() for line in done.out.splitlines() if line.strip()}
     assert rows["image_encoder", "fp32"][-1] == "kept"
@@ -106,7 +106,7 @@ def test_what_was_written_is_shown(cli: Cli, exporting: Any, manifest: Manifest)
 
 def test_json_is_the_manifest(cli: Cli, exporting: Any, manifest: Manifest) -> None:
     """On stdout alone."""
-    exporting(lambda *_: manifest)
+    exporting(lambda *_, **__: manifest)
     found = cli("export", "r.toml", "-o", "b.mbm", "--json").json
     assert found["bundle"] == "b.mbm"
     assert found["manifest"]["name"] == "tiny"
@@ -137,6 +137,15 @@ def test_a_dry_run_as_json(cli: Cli, project: Callable[..., Path]) -> None:
     assert found["recordings"] == {"calibration": 9, "heldout": 12, "golden": 5}
 
 
+def test_targets_may_be_added(cli: Cli, project: Callable[..., Path]) -> None:
+    """The recipe's own stay, and what it requires of them."""
+    added = cli("export", project(), "--dry-run", "--json", "--target", "rtx", "--target", "x86-cpu").json
+    assert added["targets"] == ["x86-cpu", "rtx"]
+    assert {"x86-cpu-int8", "trt-fp16"} <= added["components"]["encoder"]["variants"].keys()
+    unknown = cli("export", project(), "--dry-run", "--target", "jetson-orn")
+    assert (unknown.code, "did you mean 'jetson-orin'?" in unknown.err) == (2, True)
+
+
 def test_recordings_are_locked_and_a_change_is_noticed(cli: Cli, project: Callable[..., Path], tmp_path: Path) -> None:
     """A list is written beside the calibration set; with other recordings the export ends, and says how to renew it."""
     recipe = project()
@@ -156,7 +165,7 @@ def test_recordings_are_locked_and_a_change_is_noticed(cli: Cli, project: Callab
 def test_what_was_tried_is_a_list(cli: Cli, exporting: Any, kind: type[Exception], code: int) -> None:
     """A line each, as the error has them, none of which steers the terminal; then the error, in one line."""
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise kind("the first\n  one   12x\n  two\x1b[31m")
 
     exporting(fail)
@@ -168,7 +177,7 @@ def test_what_was_tried_is_a_list(cli: Cli, exporting: Any, kind: type[Exception
 def test_ctrl_c_is_exit_code_130(cli: Cli, exporting: Any) -> None:
     """Without a trace; the bars are let go of."""
 
-    def stop(recipe: Path, output: Path, progress: Progress) -> None:
+    def stop(recipe: Path, output: Path, progress: Progress, **_: object) -> None:
         progress.stage("something", 2)
         raise KeyboardInterrupt
 

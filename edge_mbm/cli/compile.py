@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import TaskProgressColumn
 
+from edge_mbm.cli.bars import StageBars
 from edge_mbm.cli.options import BundlePath, Json
 from edge_mbm.cli.terminal import clean, figure, human, make_table, size, write_json
 from edge_mbm.runtime.bundle import load
@@ -31,9 +24,6 @@ from edge_mbm.runtime.trt.compiling import (
 )
 from edge_mbm.runtime.trt.layers import describe_layers
 from edge_mbm.runtime.trt.place import Place, Target, find_place
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 __all__ = ["compile"]
 
@@ -179,38 +169,17 @@ def _words(engine: Compiled) -> str:
     return describe_layers(record.asked, record.got) + level
 
 
-class _Bars:
+class _Bars(StageBars):
     """A bar for each engine that is built: a ``Watch``."""
 
     def __init__(self, console: Console) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-        what = TextColumn("{task.fields[what]}", markup=False)
-        self._progress = Progress(
-            *columns, TimeRemainingColumn(), what, console=console, speed_estimate_period=_ESTIMATE_S
-        )
-        self._task: TaskID | None = None
+        super().__init__(console, TaskProgressColumn(), width=32, estimate_s=_ESTIMATE_S)
 
     def begin(self, planned: PlannedEngine) -> None:
-        self._finish()
-        self._task = self._progress.add_task(f"{clean(str(planned)):32}", total=1.0, what="")
+        self.stage(str(planned), 1.0)
 
     def advance(self, share: float, what: str) -> None:
-        if self._task is not None:
-            self._progress.update(self._task, completed=share, what=clean(what)[:48])
+        self.update(what[:48], completed=share)
 
     def wait(self) -> None:
-        self._progress.console.print("Another process builds engines; waiting for it.")
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is None:
-            self._finish()
-        self._progress.stop()
-
-    def _finish(self) -> None:
-        if self._task is not None:
-            self._progress.update(self._task, completed=1.0, what="")
-            self._progress.stop_task(self._task)
+        self.console.print("Another process builds engines; waiting for it.")

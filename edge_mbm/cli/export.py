@@ -8,24 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import MofNCompleteColumn
 
+from edge_mbm.cli.bars import StageBars
 from edge_mbm.cli.options import Json
 from edge_mbm.cli.terminal import clean, figure, human, make_table, size, write_json
 from edge_mbm.errors import ExportError
 from edge_mbm.spec import Component, Manifest, Variant
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from edge_mbm.export.plan import PlannedComponent
 
 __all__ = ["export"]
@@ -157,43 +148,14 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
-class _Bars:
-    """A bar for each stage, with what it works on; the export's ``Progress``."""
+class _Bars(StageBars):
+    """The export's ``Progress``."""
 
     def __init__(self, console: Console) -> None:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        self._progress = Progress(*columns, TextColumn("{task.fields[what]}", markup=False), console=console)
-        self._task: TaskID | None = None
-
-    def stage(self, title: str, total: int) -> None:
-        self._finish()
-        self._task = self._progress.add_task(f"{title:42}", total=total, what="")
+        super().__init__(console, MofNCompleteColumn(), width=42)
 
     def step(self, what: str = "") -> None:
-        if self._task is not None:
-            self._progress.update(self._task, advance=1, what=clean(what))
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is None:
-            self._finish()
-        self._progress.stop()
-
-    def _finish(self) -> None:
-        """A stage may take fewer steps than it feared: a cache knew, or a split is shorter."""
-        if self._task is not None:
-            done = self._progress.tasks[self._task].total
-            self._progress.update(self._task, completed=done, what="")
-            self._progress.stop_task(self._task)
+        self.update(what, advance=1)
 
 
 def _print(manifest: Manifest, output: Path, console: Console) -> None:

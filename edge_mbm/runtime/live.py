@@ -80,8 +80,9 @@ def open_live(
     Raises:
         BundleError, InputError, EngineError, SourceError, MissingDependencyError: whatever cannot be opened.
     """
-    with ExitStack() as undo:
-        opened = bundle if isinstance(bundle, Bundle) else load(bundle)
+    with ExitStack() as reading, ExitStack() as undo:
+        # The session has all that it needs of the files when it is made.
+        opened = bundle if isinstance(bundle, Bundle) else reading.enter_context(load(bundle))
         sources: list[Source] = []
         opening = _Opening(opened.manifest, clock, isolation)
         for feed in opening.sources(source, video, audio):
@@ -91,8 +92,9 @@ def open_live(
         session = opened.session(options, load_engine=load_engine)
         undo.callback(session.close)
         _check_feeds(session, sources, realtime=realtime)
+        live = Live(session, sources, realtime=realtime, clock=clock, governor=governor)
         undo.pop_all()
-    return Live(session, sources, realtime=realtime, clock=clock, governor=governor)
+    return live
 
 
 class Live:

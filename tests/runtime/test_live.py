@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -540,6 +541,26 @@ def test_the_source_is_closed_when_the_bundle_does_not_load() -> None:
     with pytest.raises(EdgeMbmError):
         live(source, heads=("smell",))
     assert source.closed
+
+
+def test_the_source_is_closed_when_the_governor_is_told_nonsense() -> None:
+    """An encoder that is not there: the camera and the engines that were opened by then are free again."""
+    source, engines = ScriptedSource([frame(0)]), Engines()
+    with pytest.raises(InputError, match="nose"):
+        edge_mbm.open(tiny_bundle(), source, load_engine=engines, governor=GovernorOptions(importance={"nose": 1.0}))
+    assert source.closed
+    assert all(engine.closed for engine in engines.made)
+
+
+def test_opening_by_a_path_keeps_no_file_open() -> None:
+    """A robot that opens a stream for each task would run out of file handles; neither success nor failure keeps one."""
+    before = len(os.listdir("/proc/self/fd"))
+    with live(ScriptedSource([frame(0)])) as stream:
+        assert len(list(stream)) == 1
+        assert len(os.listdir("/proc/self/fd")) == before
+    with pytest.raises(EdgeMbmError):
+        live(ScriptedSource([frame(0)]), heads=("smell",))
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_it_is_used_in_a_with_and_once() -> None:

@@ -88,10 +88,14 @@ class Capture:
         try:
             self.source.close()
         finally:
-            if self._thread.is_alive():
-                self._thread.join(_JOIN_S)
-            if self._thread.is_alive():
-                warn(__name__, "the source did not stop within %.0f s; its thread is left behind", _JOIN_S)
+            if self._thread is not threading.current_thread():  # what taps the stream may end it
+                self._join()
+
+    def _join(self) -> None:
+        if self._thread.is_alive():
+            self._thread.join(_JOIN_S)
+        if self._thread.is_alive():
+            warn(__name__, "the source did not stop within %.0f s; its thread is left behind", _JOIN_S)
 
     def _run(self) -> None:
         try:

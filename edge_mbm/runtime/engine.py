@@ -132,15 +132,16 @@ class OnnxRuntimeEngine:
 
     def run(self, inputs: Arrays) -> Arrays:
         """See ``Engine.run``."""
-        if self._buffers is None:
+        buffers = self._buffers  # another thread may close it meanwhile
+        if buffers is None:
             raise EngineError(f"'{self._name}' was run after it was closed")
         for key, value in inputs.items():
-            self._write(self._buffers, key, value)
+            self._write(buffers, key, value)
         try:
-            self._buffers.run()
+            buffers.run()
         except Exception as error:
             raise self._failed("run", error) from error
-        return self._buffers.outputs
+        return buffers.outputs
 
     def close(self) -> None:
         """See ``Engine.close``."""

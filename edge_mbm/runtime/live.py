@@ -32,6 +32,8 @@ from edge_mbm.runtime.worker import Worker
 from edge_mbm.spec import AudioModality, ImageModality, Manifest, TextModality, VideoModality
 
 if TYPE_CHECKING:
+    from asyncio import Future
+
     from typing_extensions import Self
 
 __all__ = ["Live", "open_live"]
@@ -42,6 +44,7 @@ Address: TypeAlias = str | os.PathLike[str] | Source
 _SECOND = 1_000_000_000
 # Waiting is cut into pieces, so that Ctrl-C is noticed at once on every platform.
 _WAIT_S = 0.1
+_JOIN_S = 5.0
 
 
 def open_live(
@@ -146,6 +149,10 @@ class Live:
         self._results: Iterator[Result] | None = None
         self._follower: Follower | None = None
         self._closed = False
+        self._turn = threading.RLock()
+        self._taker: int | None = None
+        """The thread that takes a result, and has the turn."""
+        self._asked: Future[Result | None] | None = None
         self._left: int | None = None
         self._absences: tuple[int | None, int | None] = (None, None)
         """How long the consumer was away the last two times, ns."""
@@ -163,19 +170,20 @@ class Live:
         Raises:
             StopIteration: the sources ended and everything was handed out.
             SourceError, EngineError: the first failure, with its cause.
-            SessionClosedError: outside of its ``with``.
+            SessionClosedError: outside of its ``with``, or another thread waits for a result already.
         """
         if self._follower is not None:
             raise SessionClosedError("latest() consumes this stream: do not iterate over it too")
         if self._results is None:
             raise SessionClosedError("a live stream runs inside its with: 'with edge_mbm.open(...) as live: ...'")
-        return next(self._results)
+        return self._take(self._results)
 
     async def __aiter__(self) -> AsyncIterator[Result]:
-        """The same, for ``async for``: the event loop is not held up while waiting."""
-        import asyncio  # noqa: PLC0415 - only for those who use it
+        """The same, for ``async for``: the event loop is not held up while waiting.
 
-        while (result := await asyncio.to_thread(next, self, None)) is not None:
+        Where that is cancelled, as by ``asyncio.wait_for``, no result is lost: the next ``async for`` begins with it.
+        """
+        while (result := await self._ask()) is not None:
             yield result
 
     def latest(self, head: str | None = None, *, max_age: float | None = None) -> Result | None:
@@ -197,6 +205,8 @@ class Live:
         if self._results is None:
             raise SessionClosedError("a live stream runs inside its with: 'with edge_mbm.open(...) as live: ...'")
         if self._follower is None:
+            if self._taker is not None:
+                raise SessionClosedError("this stream is iterated over: take its results there, or by latest() alone")
             self._follower = Follower(self._results)
         result = self._follower.newest(head)
         if result is None:
@@ -265,13 +275,23 @@ class Live:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.close()
+        try:
+            self.close()
+        finally:
+            self._results = None
 
     def close(self) -> None:
-        """Stop capturing, wait for the threads, free the engines. May be called twice."""
-        self._closed, self._results = True, None
+        """Stop capturing, wait for the threads, free the engines; iteration ends. May be called twice.
+
+        Any thread may call it. In the midst of taking a result, as a signal handler or what taps a file may, it ends
+        the stream after that result, and leaves the rest to the end of the ``with``.
+        """
+        self._closed = True
+        if self._taker == threading.get_ident():
+            return
         with ExitStack() as closing:  # each of them, whatever another raises
             closing.callback(self.session.close)
+            closing.callback(self._await_taker)
             if self._follower is not None:
                 closing.callback(self._follower.close)
             for source in self.sources:
@@ -282,6 +302,32 @@ class Live:
                 closing.callback(capture.close)
             with self._changed:
                 self._changed.notify_all()
+
+    def _take(self, results: Iterator[Result]) -> Result:
+        if not self._turn.acquire(blocking=False) and not (self._closed and self._turn.acquire()):
+            raise SessionClosedError("another thread waits for a result of this stream: let one take them for both")
+        try:
+            self._taker = threading.get_ident()
+            return next(results)
+        finally:
+            self._taker = None
+            self._turn.release()
+
+    async def _ask(self) -> Result | None:
+        """The next result, or None; what a cancelled call has asked for is the next call's."""
+        import asyncio  # noqa: PLC0415 - only for those who use it
+
+        if self._asked is None or self._asked.get_loop() is not asyncio.get_running_loop():
+            self._asked = asyncio.ensure_future(asyncio.to_thread(next, self, None))
+        asked = self._asked
+        await asyncio.wait([asked])
+        self._asked = None
+        return asked.result()
+
+    def _await_taker(self) -> None:
+        """Its engines are not freed under whoever is computing a result."""
+        if self._turn.acquire(timeout=_JOIN_S):
+            self._turn.release()
 
     def _start(self) -> None:
         self.origin = self._clock.now()
@@ -307,11 +353,14 @@ class Live:
         for sample in heapq.merge(*streams, key=lambda sample: sample.t + sample.duration):
             if sample.modality not in self.session.manifest.modalities:
                 continue  # a recording may hold more than the bundle wants
+            if self._closed:
+                return
             self.session.push(sample.modality, sample.data, sample.t, rate=sample.rate)
             if self._tap is not None:
                 self._tap(sample)
             yield from self._polled(self.session.poll)
-        yield from self._polled(self.session.finish)
+        if not self._closed:
+            yield from self._polled(self.session.finish)
 
     def _polled(self, poll: Callable[[], list[Result]]) -> Iterator[Result]:
         while True:
@@ -335,7 +384,7 @@ class Live:
                 break
             # The consumer may have been slow to come back, or the head slow to run.
             yield structs.replace(result, age=max(result.age, self._clock.now() - result.t_capture))
-        for capture in self._captures:
+        for capture in () if self._closed else self._captures:
             capture.raise_failure()
 
     def _next(self) -> Result | None:

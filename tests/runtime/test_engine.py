@@ -54,6 +54,24 @@ def test_buffers_are_the_same_from_run_to_run(engine: Engine) -> None:
     assert all(engine.inputs[key] is value for key, value in inputs.items())
 
 
+@pytest.mark.needs("onnxruntime")
+def test_closing_it_in_the_midst_of_a_run_lets_the_run_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By another thread, or a signal handler: the outputs are those of that run; the next run says that it closed."""
+    engine = OnnxRuntimeEngine(*part("event"))
+    buffers = engine._buffers
+    assert buffers is not None
+    run = buffers.run
+
+    def run_and_close() -> None:
+        run()
+        engine.close()
+
+    monkeypatch.setattr(buffers, "run", run_and_close)
+    assert engine.run({}) is buffers.outputs
+    with pytest.raises(EngineError, match="after it was closed"):
+        engine.run({})
+
+
 def test_inputs_not_given_keep_their_value(engine: Engine) -> None:
     """What was written stays, whether it was given to ``run`` or written into the buffer."""
     engine.run({"level": np.full((1, 1), 3, np.float32)})

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from edge_mbm.errors import EdgeMbmError, EngineError, InputError, SessionClosed
 from edge_mbm.runtime.governor import Action, GovernorOptions
 from edge_mbm.runtime.source import MEDIA
 from edge_mbm.runtime.wall import WallClock
-from edge_mbm.spec import Component
+from edge_mbm.spec import Component, Head
 from edge_mbm.testing import FakeClock, NullEngine, ScriptedSource, tiny_bundle
 
 MS, SECOND = 1_000_000, 1_000_000_000
@@ -523,6 +523,122 @@ def test_what_the_governor_says_is_done(monkeypatch: pytest.MonkeyPatch, caplog:
     assert "held to 10 Hz" in caplog.text
 
 
+# --- ending it from elsewhere ----------------------------------------------------------------------------------------
+
+
+class HeadEngines(Engines):
+    """As ``Engines``, but heads alone compute: they run in the thread that takes the result."""
+
+    def __call__(self, name: str, component: Component, graph: bytes) -> NullEngine:
+        computing = self._compute if isinstance(component, Head) else None
+        self.made.append(NullEngine(name, component, graph, compute=computing))
+        return self.made[-1]
+
+
+class Held:
+    """A computation that begins and stays unfinished until it is released."""
+
+    def __init__(self) -> None:
+        self.begun, self._released = threading.Event(), threading.Event()
+
+    def __call__(self, _inputs: Any, _outputs: Any) -> None:
+        self.begun.set()
+        assert self._released.wait(30)
+
+    def release(self) -> None:
+        self._released.set()
+
+
+def in_thread(call: Callable[[], Any]) -> threading.Thread:
+    thread = threading.Thread(target=call)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("realtime", [True, False])
+def test_another_thread_may_close_it_while_a_result_is_computed(realtime: bool) -> None:
+    """The result comes, iteration ends, and no engine is freed under the computation."""
+    held, results = Held(), list[Any]()
+    engines, source = HeadEngines(held), ScriptedSource([frame(k) for k in range(1000)])
+    with live(source, engines, realtime=realtime) as stream:
+        consumer = in_thread(lambda: results.extend(stream))
+        assert held.begun.wait(30)
+        closer = in_thread(stream.close)
+        closer.join(0.1)
+        assert closer.is_alive()
+        assert not any(engine.closed for engine in engines.made)
+        held.release()
+        consumer.join(30)
+        closer.join(30)
+        assert len(results) == 1
+        assert all(engine.closed for engine in engines.made)
+
+
+@pytest.mark.parametrize("realtime", [True, False])
+def test_a_signal_handler_may_close_it(realtime: bool) -> None:
+    """It runs in the midst of whatever the thread does, a computation too: the stream ends after that result."""
+    streams: list[Live] = []
+    engines = HeadEngines(lambda _inputs, _outputs: streams[0].close())
+    with live(ScriptedSource([frame(k) for k in range(1000)]), engines, realtime=realtime) as stream:
+        streams.append(stream)
+        assert len(list(stream)) == 1
+    assert all(engine.closed for engine in engines.made)
+
+
+@pytest.mark.parametrize("realtime", [True, False])
+def test_the_loop_itself_may_close_it(realtime: bool) -> None:
+    """It was the last turn, without an error."""
+    taken = 0
+    with live(ScriptedSource([frame(k) for k in range(1000)]), realtime=realtime) as stream:
+        for _ in stream:
+            taken += 1
+            stream.close()
+    assert taken == 1
+
+
+def test_what_taps_it_may_close_it() -> None:
+    """A recorder that has enough, in the thread that captures."""
+    source = GatedSource()
+    with live(source) as stream:
+        stream.tap(lambda _sample: stream.close())
+        consumer = in_thread(lambda: list(stream))
+        source.give(frame(0))
+        consumer.join(30)
+    assert source.closes
+
+
+def test_two_threads_cannot_take_results_at_once() -> None:
+    """The second is told so, whichever way it asks, and the first goes on."""
+    held, results = Held(), list[Any]()
+    with live(ScriptedSource([frame(0)]), HeadEngines(held)) as stream:
+        consumer = in_thread(lambda: results.extend(stream))
+        assert held.begun.wait(30)
+        with pytest.raises(SessionClosedError, match="another thread"):
+            next(stream)
+        with pytest.raises(SessionClosedError, match="iterated over"):
+            stream.latest()
+        held.release()
+        consumer.join(30)
+    assert len(results) == 1
+
+
+def test_a_cancelled_wait_loses_no_result() -> None:
+    """What was asked for when ``async for`` was cancelled is what the next one begins with."""
+    held = Held()
+
+    async def consume() -> list[int]:
+        with live(ScriptedSource([frame(k * MS) for k in range(3)]), HeadEngines(held), realtime=False) as stream:
+            waiting = asyncio.ensure_future(anext(aiter(stream)))
+            await asyncio.to_thread(held.begun.wait, 30)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            held.release()
+            return [result.t_capture async for result in stream]
+
+    assert asyncio.run(consume()) == [0, MS, 2 * MS]
+
+
 # --- opening ---------------------------------------------------------------------------------------------------------
 
 
@@ -552,15 +668,19 @@ def test_the_source_is_closed_when_the_governor_is_told_nonsense() -> None:
     assert all(engine.closed for engine in engines.made)
 
 
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 def test_opening_by_a_path_keeps_no_file_open() -> None:
-    """A robot that opens a stream for each task would run out of file handles; neither success nor failure keeps one."""
-    before = len(os.listdir("/proc/self/fd"))
+    """A robot that opens a stream for each task would run out of handles; neither success nor failure keeps one."""
+    before = open_files()
     with live(ScriptedSource([frame(0)])) as stream:
         assert len(list(stream)) == 1
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert open_files() == before
     with pytest.raises(EdgeMbmError):
         live(ScriptedSource([frame(0)]), heads=("smell",))
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before
 
 
 def test_it_is_used_in_a_with_and_once() -> None:

@@ -92,7 +92,7 @@ def open_source(
     text, names = os.fspath(source), _Names(image, audio)
     scheme = _SCHEME.match(text)
     if scheme is None or scheme[1].lower() == "file":
-        return _open_file(text if scheme is None else unquote(urlsplit(text).path), names)
+        return _open_file(text if scheme is None else unquote(_split(text).path), names)
     kind = scheme[1].lower()
     if kind == "mcap":
         return _open_mcap(unquote(text[len("mcap://") :]))
@@ -126,7 +126,7 @@ def _open_mcap(path: str) -> Source:
 
 
 def _v4l2(text: str, names: _Names, clock: Clock | None) -> _Live:
-    url = urlsplit(text)
+    url = _split(text)
     device = unquote(url.path) if not url.netloc else f"/dev/{url.netloc}"
     if device in ("", "/"):
         raise InputError(f"{text} names no camera: write v4l2:///dev/video0")
@@ -141,7 +141,7 @@ def _v4l2(text: str, names: _Names, clock: Clock | None) -> _Live:
 
 
 def _csi(text: str, names: _Names, clock: Clock | None) -> _Live:
-    url = urlsplit(text)
+    url = _split(text)
     if not (url.netloc + url.path.strip("/")).isdecimal():
         raise InputError(f"{text} names no sensor: write csi://0")
     sensor = int(url.netloc + url.path.strip("/"))
@@ -156,7 +156,7 @@ def _csi(text: str, names: _Names, clock: Clock | None) -> _Live:
 
 
 def _microphone(text: str, names: _Names, clock: Clock | None) -> _Live:
-    url = urlsplit(text)
+    url = _split(text)
     named = unquote(url.netloc + url.path)
     if not named:
         raise InputError(f"{text} names no microphone: write mic://default, or mic:// and part of its name")
@@ -168,7 +168,7 @@ def _microphone(text: str, names: _Names, clock: Clock | None) -> _Live:
 
 def _stream(text: str, names: _Names, clock: Clock | None) -> _Live:
     url, _, fragment = text.partition("#")
-    _check_host(text, urlsplit(url))
+    _check_host(text, _split(url))
     options = StreamOptions(**_read(fragment, _STREAM, text))
     expected = tuple(name for name in names if name is not None)
     if not expected:
@@ -178,7 +178,21 @@ def _stream(text: str, names: _Names, clock: Clock | None) -> _Live:
     )
 
 
+def _split(text: str) -> SplitResult:
+    try:
+        return urlsplit(text)
+    except ValueError:
+        # The reason would quote a part of it, which may be a password's.
+        raise InputError(
+            f"{mask(text)} is no address: [ and ] are for IPv6 addresses, as in rtsp://[::1]/path"
+        ) from None
+
+
 def _check_host(text: str, url: SplitResult) -> None:
+    try:
+        _ = url.port
+    except ValueError:
+        raise InputError(f"{mask(text)} has a port that cannot be: it is a number up to 65535") from None
     if url.scheme != "udp" and not url.hostname:
         raise InputError(f"{mask(text)} names no host: write {url.scheme}://host/path")
 

@@ -15,12 +15,22 @@ import numpy as np
 import pytest
 
 from edge_mbm.cli.result_line import ResultLine
+from edge_mbm.cli.run import Playing, ResultOutput, play
 from edge_mbm.cli.run_report import RunReport, print_report
 from edge_mbm.cli.terminal import human
-from edge_mbm.runtime import Bundle, ClassificationOutput, EmbeddingOutput, RegressionOutput, Result, load
+from edge_mbm.runtime import (
+    Bundle,
+    ClassificationOutput,
+    EmbeddingOutput,
+    RegressionOutput,
+    Result,
+    Sample,
+    load,
+    open_live,
+)
 from edge_mbm.runtime.result import RegionsOutput, Segment, TaskOutput, TextOutput
 from edge_mbm.runtime.summary import RunSummary
-from edge_mbm.testing import tiny_bundle
+from edge_mbm.testing import ScriptedSource, tiny_bundle
 
 needs_all = pytest.mark.needs("av", "cv2", "soxr", "onnxruntime")
 TRUTH = {
@@ -182,6 +192,25 @@ def test_a_source_that_cannot_be_played_is_exit_code_6(
     done = cli("run", tiny_bundle(), "--source", path)
     assert (done.code, done.out) == (6, "")
     assert str(path) in done.err
+
+
+@pytest.mark.needs("av")
+def test_a_source_with_a_name_longer_than_a_files_can_be_is_exit_code_6(cli: Callable[..., Any]) -> None:
+    """As any other file that is not there."""
+    done = cli("run", tiny_bundle(), "--source", "x" * 300 + ".mp4")
+    assert (done.code, done.out) == (6, "")
+    assert "cannot be played" in done.err
+
+
+@pytest.mark.needs("onnxruntime")
+def test_no_truth_is_looked_for_beside_an_address_that_no_file_can_have(capsys: pytest.CaptureFixture[str]) -> None:
+    """A camera's, with its token, may be longer than a file's name."""
+    frame = Sample("image", np.zeros((8, 8, 3), np.uint8), 0)
+    address = "http://camera/stream?token=" + "x" * 300
+    playing = Playing(address, None, None, ResultOutput(None, as_json=True, quiet=True), realtime=False)
+    with load(tiny_bundle()) as bundle:
+        play(bundle, open_live(bundle, ScriptedSource([frame]), realtime=False), playing)
+    assert json.loads(capsys.readouterr().out)["summary"]["heads"]["event"]["results"] == 1
 
 
 @needs_all

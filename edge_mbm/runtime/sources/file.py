@@ -86,11 +86,11 @@ class FileSource:
         self._lease.close()
 
     def _open(self) -> Any:
-        if not self.path.is_file():
-            raise SourceError(f"there is no file {self.path}")
         try:
+            if not self.path.is_file():
+                raise SourceError(f"there is no file {self.path}")
             return self._av.open(str(self.path))
-        except (self._av.FFmpegError, ValueError) as error:
+        except (self._av.FFmpegError, OSError, ValueError) as error:
             raise SourceError(f"{self.path} cannot be played: {error}. Is it a video file, and whole?") from error
 
     def _decoded(self) -> Iterator[Sample]:

@@ -31,6 +31,8 @@ _SECOND = 1_000_000_000
 _LEFT_FREE = 1 << 30
 """What a recording without --max-mib leaves on the disk."""
 _WAIT_S = 0.2
+_MOST_S = 1e9
+"""Some thirty years: its ns fit in the file's times, which those of infinity do not."""
 
 
 class RecordReport(Struct, frozen=True, kw_only=True):
@@ -72,7 +74,9 @@ def record(
     ] = None,
     seconds: Annotated[
         float | None,
-        typer.Option("--seconds", min=0.001, help="How much; else until Ctrl-C or the end.", show_default=False),
+        typer.Option(
+            "--seconds", min=0.001, max=_MOST_S, help="How much; else until Ctrl-C or the end.", show_default=False
+        ),
     ] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Keep every bit of each frame: 2.8 MB at 720p instead of some 0.2 MB.")

@@ -96,6 +96,8 @@ def test_modalities_are_named_as_the_bundle_names_them(cli: Callable[..., Any], 
         (("--video", "nowhere.mp4"), (6, "nowhere.mp4")),
         (("--video", "{clip}", "--jpeg-quality", 0), (2, "--jpeg-quality")),
         (("--video", "{clip}", "--max-mib", 0), (2, "--max-mib")),
+        (("--video", "{clip}", "--seconds", "inf"), (2, "--seconds")),
+        (("--video", "{clip}", "--seconds", "1e300"), (2, "--seconds")),
         (("--video", "{clip}", "--bundle", "nowhere.mbm"), (3, "nowhere.mbm")),
     ],
 )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -98,6 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code; ``edge-mbm --help`` lists them.
     """
+    _stand_in_for_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         # A label that the terminal's encoding lacks is no reason to stop.
         with suppress(ValueError):
@@ -112,6 +115,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _stand_in_for_closed_streams() -> None:
+    """What the caller has closed, as with ``>&-``: Python has None there, and the next file opened gets its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - until the process ends
 
 
 def _show_version(wanted: bool) -> None:

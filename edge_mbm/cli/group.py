@@ -17,6 +17,7 @@ __all__ = ["CommandGroup"]
 
 _INTERRUPTED = 130
 _NOBODY_READS = 1
+_REFUSED = 1
 
 
 class CommandGroup(TyperGroup):
@@ -35,7 +36,18 @@ class CommandGroup(TyperGroup):
         except BrokenPipeError:
             _let_go_of_stdout()
             raise SystemExit(_NOBODY_READS) from None
+        except OSError as error:
+            _report_refusal(error, debug=bool(ctx.params.get("debug")))
+            raise SystemExit(_REFUSED) from error
         return value
+
+
+def _report_refusal(error: OSError, *, debug: bool) -> None:
+    """What the system does not let us do, such as print to a disk that is full, is no bug."""
+    place = "" if error.filename is None else f"{error.filename}: "
+    words = EdgeMbmError(f"{place}{error.strerror or error} (--debug shows in which step)")
+    _report(words.with_traceback(error.__traceback__), debug=debug)
+    _let_go_of_stdout()
 
 
 def _report(error: EdgeMbmError, *, debug: bool) -> None:
@@ -47,7 +59,7 @@ def _report(error: EdgeMbmError, *, debug: bool) -> None:
 
 
 def _let_go_of_stdout() -> None:
-    """The reader has gone: what is still buffered must not fail again when Python exits."""
+    """It cannot be written to: what is still buffered must not fail again when Python exits."""
     with suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())

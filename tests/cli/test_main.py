@@ -133,6 +133,27 @@ def test_a_reader_that_leaves_ends_it_quietly(extra: list[str]) -> None:
     assert (done.returncode, done.stderr) == (1, "")
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="files have no such numbers here")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_nobody_who_reads(closed: str, tmp_path: Path) -> None:
+    """As a daemon may close them: the command does its work, and says what can be said."""
+    out = tmp_path / "out.txt"
+    command = ["sh", "-c", f'"$0" "$@" >{out} 2>&1 {closed}', *PYTHON, "verify", str(tiny_bundle())]
+    assert subprocess.run(command, check=False).returncode == 0
+    assert ("every byte" in out.read_text()) == (">&-" not in closed.split())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is always full")
+@pytest.mark.parametrize("extra", [[], ["--json"]])
+def test_a_full_disk_behind_stdout_is_said(extra: list[str]) -> None:
+    """One line with the system's reason; Python's own last attempt to write fails no more."""
+    with Path("/dev/full").open("w") as full:
+        command = [*PYTHON, "inspect", str(tiny_bundle()), *extra]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: No space left on device (--debug shows in which step)\n"
+
+
 def test_an_encoding_without_the_letters_is_no_reason_to_stop() -> None:
     """ASCII terminals get escapes instead."""
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}

@@ -211,14 +211,14 @@ class Live:
         result = self._follower.newest(head)
         if result is None:
             return None
-        age = max(0, self._clock.now() - result.t_capture)
+        age = max(0, self._now() - result.t_capture)
         return None if max_age is not None and age > max_age * _SECOND else structs.replace(result, age=age)
 
     def status(self) -> LiveStatus:
         """What sources, encoders and heads are doing, and what was lost."""
         encoders, heads = self.session.status()
         return LiveStatus(
-            t=self._clock.now(),
+            t=self._now(),
             sources=tuple(capture.status() for capture in self._captures),
             encoders=encoders,
             heads=heads,
@@ -228,7 +228,7 @@ class Live:
 
     def explain(self) -> dict[str, str]:
         """Per head, in words, why it has not fired, or when it last did."""
-        return self.session.explain(self._clock.now())
+        return self.session.explain(self._now())
 
     def say(self, text: str | Sequence[str]) -> None:
         """From now on the bundle's text (a prompt) is this; results of what is captured afterwards follow it.
@@ -259,6 +259,10 @@ class Live:
         """
         self._tap = taker
 
+    def _now(self) -> int:
+        """The session's time: of what is played as fast as possible, how far that is."""
+        return self._clock.now() if self._realtime else self.session.newest
+
     # --- life --------------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
@@ -267,11 +271,9 @@ class Live:
         given = {modality for source in self.sources for modality in source.modalities}
         for modality in set(self.session.modalities) - given:
             self.session.end(modality)
+        self._results = self._follow() if self._realtime else self._play()
         if self._realtime:
-            self._results = self._follow()
             self._start()
-        else:
-            self._results = self._play()
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -331,10 +333,14 @@ class Live:
 
     def _start(self) -> None:
         self.origin = self._clock.now()
-        for worker in self._workers:
-            worker.start()
-        for capture in self._captures:
-            capture.start(self.origin)
+        try:
+            for worker in self._workers:
+                worker.start()
+            for capture in self._captures:
+                capture.start(self.origin)
+        except BaseException:  # Ctrl-C too: what was not entered is not left
+            self.close()
+            raise
 
     def _make_worker(self, encoder: str) -> Worker:
         return Worker(

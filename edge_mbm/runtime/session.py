@@ -165,6 +165,11 @@ class Session:
         """Modalities that the running heads use; others are accepted by ``push`` and ignored."""
         return tuple(self._streams)
 
+    @property
+    def newest(self) -> int:
+        """The newest time pushed, ns; 0 before the first."""
+        return max((s.bound for s in self._streams.values() if s.bound is not None), default=0)
+
     def push(self, modality: str, data: object, t: int, *, rate: int | None = None) -> None:
         """Hand in one sample; nothing is computed until ``poll``.
 
@@ -309,7 +314,7 @@ class Session:
         self._check_open()
         started = perf_counter_ns()
         with self._lock:
-            now = self._newest() if now is None else now
+            now = self.newest if now is None else now
             ready = [head for head in self._heads if head.name not in self._disabled]
             ready.sort(key=lambda head: head.aligner.waiting or 0)
             found = next(((head, m) for head in ready if (m := head.aligner.take(now)) is not None), None)
@@ -362,7 +367,7 @@ class Session:
 
     def _collect(self, now: int | None, started: int) -> tuple[list[Result], list[EngineError]]:
         with self._lock:
-            now = self._newest() if now is None else now
+            now = self.newest if now is None else now
             matches = [(head, match) for head in self._heads for match in head.aligner.settled(now)]
             self._forget()
         results, failed = [], []
@@ -393,9 +398,6 @@ class Session:
     def _let_go(self) -> None:
         for head in self._heads:
             head.aligner.pivot_feed.held_until = None
-
-    def _newest(self) -> int:
-        return max((s.bound for s in self._streams.values() if s.bound is not None), default=0)
 
     def finish(self, now: int | None = None) -> list[Result]:
         """End every modality and return what was still waiting."""
@@ -493,7 +495,7 @@ class Session:
     # --- one shot ----------------------------------------------------------------------------------------------------
 
     def infer(self, **inputs: object) -> list[Result]:
-        """Results of the running heads for one set of inputs, apart from any stream.
+        """Results of the running heads, those that are not disabled, for one set of inputs, apart from any stream.
 
         Args:
             inputs: modality -> data as for ``push``; audio at the manifest's rate, from a stream's start, and video as
@@ -802,7 +804,7 @@ class Session:
         results = []
         for node in self._nodes.values():
             self._encode_once(node.runner, known, stages)
-        for head in self._heads:
+        for head in (head for head in self._heads if head.name not in self._disabled):
             result, outputs = head.infer(known, stages)
             known.update({f"{head.name}.{key}": value for key, value in outputs.items()})
             results.append(structs.replace(result, age=perf_counter_ns() - started))

@@ -16,7 +16,7 @@ import edge_mbm
 from edge_mbm import Live, Sample, SessionOptions
 from edge_mbm.errors import EdgeMbmError, EngineError, InputError, SessionClosedError, SourceError
 from edge_mbm.runtime.governor import Action, GovernorOptions
-from edge_mbm.runtime.source import MEDIA
+from edge_mbm.runtime.source import MEDIA, Timing
 from edge_mbm.runtime.wall import WallClock
 from edge_mbm.spec import Component, Head
 from edge_mbm.testing import FakeClock, NullEngine, ScriptedSource, tiny_bundle
@@ -428,6 +428,17 @@ def test_a_control_loop_asks_for_the_latest() -> None:
             next(stream)
 
 
+def test_what_is_played_fast_has_the_recordings_time() -> None:
+    """A recording's times are seconds, the clock's are days: ages and silences are told in the former."""
+    samples = [block(0), frame(100 * MS), frame(140 * MS)]
+    with live(ScriptedSource(samples), heads=("color",), realtime=False) as stream:
+        assert [result.t_capture for result in stream] == [100 * MS, 140 * MS]
+        assert stream.status().t == 140 * MS
+        assert stream.explain() == {"color": "'image' has ended; last result about 0 ms ago"}
+    with live(ScriptedSource(samples), heads=("color",), realtime=False) as stream:
+        assert until(lambda: (found := stream.latest(max_age=0.01)) and found.t_capture == 140 * MS)
+
+
 def test_the_latest_raises_what_ended_the_stream() -> None:
     """A control loop must learn that its camera is gone."""
     source = ScriptedSource([frame(0)], error=OSError("unplugged"))
@@ -605,6 +616,27 @@ def test_what_taps_it_may_close_it() -> None:
         source.give(frame(0))
         consumer.join(30)
     assert source.closes
+
+
+def test_ctrl_c_while_it_is_entered_frees_everything() -> None:
+    """Nobody leaves a ``with`` that was not entered, so what had started by then ends at once."""
+
+    class Interrupted(ScriptedSource):
+        @property
+        def timing(self) -> Timing:
+            if left_behind():
+                raise KeyboardInterrupt
+            return MEDIA
+
+        @timing.setter
+        def timing(self, _timing: Timing) -> None:
+            pass
+
+    engines, source = Engines(), Interrupted([frame(0)])
+    with pytest.raises(KeyboardInterrupt):
+        live(source, engines).__enter__()
+    assert source.closed
+    assert all(engine.closed for engine in engines.made)
 
 
 def test_two_threads_cannot_take_results_at_once() -> None:

@@ -317,6 +317,15 @@ def test_each_head_gives_its_own_results() -> None:
         assert [(r.head, r.seq) for r in session.poll(300 * MS)] == [("event", 0), ("color", 1)]
 
 
+def test_a_disabled_head_does_not_answer_one_shots() -> None:
+    """Nor does it ask for the modality that only it needs."""
+    with edge_mbm.load(tiny_bundle()) as bundle, bundle.session(SessionOptions(heads=("event", "color"))) as session:
+        session.disable("color")
+        assert [result.head for result in session.infer(audio=np.zeros(100, np.float32))] == ["event"]
+        session.enable("color")
+        assert {result.head for result in session.infer(image=BLACK)} == {"event", "color"}
+
+
 def test_what_a_failed_result_was_to_report_the_next_one_reports() -> None:
     """Four frames were replaced by the one on which the head failed: the next result counts all five."""
     fails = False

@@ -202,12 +202,21 @@ def import_onnxruntime() -> Any:
 
     Raises:
         MissingDependencyError: none is installed.
+        EngineError: the one that is cannot be imported.
     """
     try:
         import onnxruntime  # noqa: PLC0415 - optional: a device may run TensorRT alone
-    except ImportError:
+    except ModuleNotFoundError:
         remedy = "pip install 'edge-mbm[cpu]' (on a Jetson install NVIDIA's build instead)"
         raise MissingDependencyError("onnxruntime", "running a bundle on the CPU", remedy) from None
+    except ImportError as error:
+        # pybind11 makes an ImportError of whatever ends a module's start, a Ctrl-C too.
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise EngineError(
+            f"onnxruntime is installed, and cannot be imported: {_first_line(error)}. Install it anew, or the library "
+            "that it misses; 'edge-mbm doctor' says which build is here"
+        ) from error
     return onnxruntime
 
 

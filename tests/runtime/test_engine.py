@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -52,6 +54,32 @@ def test_buffers_are_the_same_from_run_to_run(engine: Engine) -> None:
     for key, value in engine.run({"level": np.ones((1, 1), np.float32)}).items():
         assert value is outputs[key]
     assert all(engine.inputs[key] is value for key, value in inputs.items())
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """Puts an onnxruntime in the way that ends its import with this line."""
+
+    def put(line: str) -> None:
+        (tmp_path / "onnxruntime.py").write_text(line)
+        monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+        monkeypatch.syspath_prepend(tmp_path)
+
+    return put
+
+
+def test_a_ctrl_c_while_onnxruntime_is_imported_is_one(broken: Callable[[str], None]) -> None:
+    """That takes 0.2 s, and pybind11 wraps it in an ImportError, which is no word of a missing module."""
+    broken("raise ImportError('initialization failed') from KeyboardInterrupt()")
+    with pytest.raises(KeyboardInterrupt):
+        OnnxRuntimeEngine(*part("event"))
+
+
+def test_an_onnxruntime_that_cannot_be_imported_is_not_called_missing(broken: Callable[[str], None]) -> None:
+    """What its loader said is in the message."""
+    broken("raise ImportError('libcudart.so.12: cannot open shared object file')")
+    with pytest.raises(EngineError, match=r"is installed.*libcudart\.so\.12.*doctor"):
+        OnnxRuntimeEngine(*part("event"))
 
 
 @pytest.mark.needs("onnxruntime")

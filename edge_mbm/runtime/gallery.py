@@ -289,7 +289,14 @@ def _read(path: Path, model: str | None) -> _File:
     widths = {len(vector) for vectors in file.people.values() for vector in vectors}
     if len(widths) > 1 or 0 in widths or not all(file.people.values()):
         raise InputError(f"{path} is not a gallery that can be read: people without vectors, or of different widths")
+    if file.calibration is not None and not _is_possible(file.calibration):
+        raise InputError(f"{path} is not a gallery that can be read: no pairs can have given its threshold and rates")
     return file
+
+
+def _is_possible(calibration: Calibration) -> bool:
+    rates = (calibration.false_accept, calibration.false_reject)
+    return calibration.threshold >= 0 and all(0 <= rate.wrong <= rate.pairs and rate.pairs > 0 for rate in rates)
 
 
 def _write_privately(path: Path, content: bytes) -> None:

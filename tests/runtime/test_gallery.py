@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 import tempfile
 from pathlib import Path
@@ -77,7 +78,25 @@ def test_another_models_vectors_are_refused(gallery: Gallery) -> None:
         Gallery(gallery.path, "b" * 64)
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"model":"x","people":{"Ada":[]}}', b"[" * 10000])
+def calibrated(threshold: float, wrong: int, pairs: int) -> bytes:
+    rates = {key: {"wrong": wrong, "pairs": pairs} for key in ("false_accept", "false_reject")}
+    return json.dumps({"model": "x", "people": {}, "calibration": {"threshold": threshold, **rates}}).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{}",
+        b"\xff",
+        b'{"model":"x","people":{"Ada":[]}}',
+        b"[" * 10000,
+        calibrated(0.5, 0, 0),
+        calibrated(0.5, 3, 2),
+        calibrated(0.5, -1, 2),
+        calibrated(-0.5, 0, 2),
+    ],
+)
 def test_what_is_no_gallery_is_said_to_be_none(tmp_path: Path, content: bytes) -> None:
     """A file that is cut short, of another kind, or that contradicts itself."""
     path = tmp_path / "people.json"

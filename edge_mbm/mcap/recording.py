@@ -23,6 +23,7 @@ RESULTS: Final = "edge_mbm.results"
 """Where results stand among the channels; no modality's name has a dot."""
 FORMAT: Final = "1.0"
 
+_DIGITS: Final = 20
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _KINDS: Final[Mapping[str, frozenset[str]]] = {
     kind: frozenset(schema_of(kind, frames).full_name for frames in get_args(FrameFormat)) for kind in get_args(Kind)
@@ -95,7 +96,9 @@ class RecordingReader:
     def losses(self) -> dict[str, int]:
         """Modality -> samples that the recorder could not keep up with; empty if it never came to its end."""
         counts = self._file.metadata.get(LOSSES, {})
-        return {name: int(count) for name, count in counts.items() if count.isascii() and count.isdecimal()}
+        # Of more digits than a count has, Python refuses to make a number.
+        plain = {name: count for name, count in counts.items() if count.isascii() and count.isdecimal()}
+        return {name: int(count) for name, count in plain.items() if len(count) <= _DIGITS}
 
     @property
     def cut(self) -> str | None:

@@ -501,6 +501,14 @@ def test_any_failure_of_the_thread_reaches_the_caller(tmp_path: Path, monkeypatc
     assert ReplaySource(tmp_path / "a.mcap").losses == {"prompt": 1}
 
 
+def test_a_loss_of_more_digits_than_a_count_has_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hostile file may claim one: Python makes no number of it."""
+    monkeypatch.setattr(Recorder, "dropped", {"prompt": "9" * 5000, "eye": "3"})
+    with Recorder(tmp_path / "a.mcap", KINDS, raw()) as recorder:
+        recorder.push("prompt", "hello", 0)
+    assert ReplaySource(tmp_path / "a.mcap").losses == {"eye": 3}
+
+
 def test_a_closed_recorder_says_so(tmp_path: Path) -> None:
     """Pushing into it is a DeviceError; closing again is nothing."""
     recorder = Recorder(tmp_path / "a.mcap", KINDS, raw())

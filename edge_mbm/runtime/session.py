@@ -14,7 +14,7 @@ import numpy as np
 from msgspec import structs
 
 from edge_mbm.bundle import BundleFiles
-from edge_mbm.errors import DeviceLostError, EngineError, InputError, SessionClosedError
+from edge_mbm.errors import DeviceLostError, EngineError, InputError, ManifestError, SessionClosedError
 from edge_mbm.preprocess import (
     as_array,
     as_frame,
@@ -38,7 +38,7 @@ from edge_mbm.runtime.plan import Planned, choose_heads, needed_by, plan
 from edge_mbm.runtime.result import RegionsOutput, Result
 from edge_mbm.runtime.ring import AudioRing
 from edge_mbm.runtime.status import EncoderStatus, HeadStatus
-from edge_mbm.runtime.stream import MAX_SLIP_NS, AudioStream, FrameSlot, FrameStream
+from edge_mbm.runtime.stream import MAX_RATE, MAX_SLIP_NS, AudioStream, FrameSlot, FrameStream
 from edge_mbm.runtime.utterance import UtteranceRing
 from edge_mbm.spec import (
     AudioModality,
@@ -55,6 +55,7 @@ from edge_mbm.spec import (
     TextModality,
     TokenSteps,
     VideoModality,
+    Window,
     tensor_given,
 )
 
@@ -63,6 +64,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["Session", "SessionOptions"]
+
+_LONGEST_S = 3600
 
 
 @dataclass(frozen=True)
@@ -186,7 +189,7 @@ class Session:
             InputError: an unknown modality, a wrong shape or dtype, NaN, or time that goes back.
             SessionClosedError: after ``close``.
         """
-        stream, t = self._stream(modality), _as_time(t)
+        stream, t, rate = self._stream(modality), _as_time(t), _as_rate(rate)
         if isinstance(stream, AudioStream | VideoStream):
             fitted = stream.fit(data) if isinstance(stream, VideoStream) else None
             with self._lock:
@@ -631,6 +634,7 @@ class Session:
     def _make_ring(self, modality: AudioModality, encoder: Component) -> AudioRing:
         assert isinstance(encoder, Encoder)
         assert encoder.window is not None  # Manifest.check demands one for a stream
+        _check_sound(modality, encoder.window)
         ahead = int(self.options.audio_buffer_s * modality.sample_rate)
         if encoder.utterances is not None:
             teller = self.manifest.components[encoder.utterances.source.partition(".")[0]]
@@ -879,12 +883,31 @@ def _assets(bundle: BundleFiles, component: Component) -> dict[str, bytes]:
     return {name: bundle.read(bundle.manifest.assets[name].path) for name in names}
 
 
+def _check_sound(modality: AudioModality, window: Window) -> None:
+    """Refuse numbers that no microphone and no model has, before memory is taken by them."""
+    if modality.sample_rate > MAX_RATE or max(window.length, window.hop) > _LONGEST_S * modality.sample_rate:
+        raise ManifestError(
+            f"windows of {window.length} samples every {window.hop} at {modality.sample_rate} Hz are not of sound: a "
+            f"rate is at most {MAX_RATE} Hz, a window and its hop at most {_LONGEST_S} s. Export the bundle again."
+        )
+
+
 def _as_time(t: int) -> int:
     """A plain int, whatever integer type the caller's clock gives."""
     try:
         return operator.index(t)
     except TypeError:
         raise InputError(f"t is a time in whole nanoseconds, got {t!r}") from None
+
+
+def _as_rate(rate: Any) -> int | None:
+    """A plain int: times are counted in it for days, which other types do not hold."""
+    if rate is None or type(rate) is int:
+        return rate
+    try:
+        return int(rate) if isinstance(rate, float) and rate.is_integer() else operator.index(rate)
+    except TypeError:
+        raise InputError(f"rate is a sample rate in whole Hz, got {rate!r}") from None
 
 
 def _check_item(manifest: Manifest, data: object, name: str) -> None:

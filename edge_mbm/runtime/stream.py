@@ -15,10 +15,13 @@ from edge_mbm.runtime.ring import AudioRing, correction
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["MAX_SLIP_NS", "AudioStream", "FrameSlot", "FrameStream", "Resampler", "Work"]
+__all__ = ["MAX_RATE", "MAX_SLIP_NS", "AudioStream", "FrameSlot", "FrameStream", "Resampler", "Work"]
 
 MAX_SLIP_NS = 50_000_000
 """How far a block's time may be from the sample count before samples count as lost."""
+
+MAX_RATE = 768_000
+"""The highest sample rate that a microphone has, Hz."""
 
 _SECOND = 1_000_000_000
 
@@ -208,7 +211,7 @@ class Resampler:
     """
 
     def __init__(self, rate: int, target: int) -> None:
-        if not 1_000 <= rate <= 768_000:
+        if not 1_000 <= rate <= MAX_RATE:
             raise InputError(f"a sample rate of {rate} Hz is not one that a microphone has")
         try:
             import soxr  # noqa: PLC0415 - optional: not needed where the microphone has the model's rate

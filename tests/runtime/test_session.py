@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 import edge_mbm
 from edge_mbm import Result, Session, SessionOptions
 from edge_mbm.bundle import write_bundle
-from edge_mbm.errors import EngineError, InputError, SessionClosedError
+from edge_mbm.errors import EngineError, InputError, ManifestError, SessionClosedError
 from edge_mbm.runtime import ClassificationOutput
 from edge_mbm.spec import (
     AudioModality,
@@ -432,6 +433,38 @@ def test_wrong_data_is_refused_where_it_is_handed_in(name: str) -> None:
         session.push("audio", loud(100), 0)
         session.push("image", BLACK, 100 * MS)
         assert [r.missing for r in session.poll()] == [()]
+
+
+@pytest.mark.needs("soxr")
+def test_any_whole_number_is_a_sample_rate() -> None:
+    """A driver's type, kept, would overflow after days of counting in ns; times stay plain ints. Others are refused."""
+    with tiny(heads=("event",)) as session:
+        for block, rate in enumerate((np.int64(8000), np.float64(8000), 8000.0, np.uint16(8000))):
+            session.push("audio", np.zeros(800, np.float32), block * 100 * MS, rate=rate)  # type: ignore[arg-type]
+        assert type(session.newest) is int
+        for wrong in ("8000", 8000.5, np.nan, [8000]):
+            with pytest.raises(InputError, match=r"whole Hz"):
+                session.push("audio", np.zeros(800, np.float32), 1000 * MS, rate=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("rate", "hop"), [(10**9, 100), (10**30, 100), (1000, 1 << 31)])
+def test_sound_that_no_microphone_gives_is_refused_before_memory_is_taken(tmp_path: Path, rate: int, hop: int) -> None:
+    """A manifest from anywhere may say so: it is said, where numpy would run out of memory or of numbers."""
+    with edge_mbm.load(tiny_bundle()) as bundle:
+        contents = {path: bundle.read(path) for path in bundle.manifest.files}
+        encoder = bundle.manifest.components["audio_encoder"]
+        assert isinstance(encoder, Encoder)
+        window = Window(length=100, hop=hop)
+        manifest = structs.replace(
+            bundle.manifest,
+            modalities=dict(bundle.manifest.modalities) | {"audio": AudioModality(sample_rate=rate)},
+            components=dict(bundle.manifest.components) | {"audio_encoder": structs.replace(encoder, window=window)},
+        )
+    write_bundle(tmp_path / "x.mbm", manifest, contents)
+    engines = Engines()
+    with edge_mbm.load(tmp_path / "x.mbm") as bundle, pytest.raises(ManifestError, match=f"every {hop} at {rate} Hz"):
+        bundle.session(load_engine=engines)
+    assert all(engine.closed for engine in engines.made)
 
 
 def test_time_that_goes_back_is_refused() -> None:

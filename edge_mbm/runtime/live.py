@@ -89,6 +89,7 @@ def open_live(
         sources: list[Source] = []
         opening = _Opening(opened.manifest, clock, isolation)
         for feed in opening.sources(source, video, audio):
+            _check_is_source(feed)
             undo.callback(feed.close)
             sources.append(feed)
         sources[:0] = _texts(opened.manifest, sources, text, clock, realtime=realtime)
@@ -562,6 +563,15 @@ def _said(manifest: Manifest, modality: str, text: str | Sequence[str]) -> str:
         text = "\n".join(as_text(line) for line in text)
     as_lines(text, lines)
     return as_text(text)
+
+
+def _check_is_source(given: object) -> None:
+    lacking = [name for name in ("modalities", "timing", "samples", "close") if not hasattr(given, name)]
+    if lacking:
+        raise SourceError(
+            f"{str(given)[:40]!r} is no source, it has no {', '.join(lacking)}: give one address as text, such as "
+            "'v4l2:///dev/video0', or objects as edge_mbm.runtime.sources has them, such as CallableSource"
+        )
 
 
 def _check_feeds(session: Session, sources: Sequence[Source], *, realtime: bool) -> None:

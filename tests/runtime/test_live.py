@@ -683,6 +683,14 @@ def test_a_head_that_could_never_answer_is_refused() -> None:
     assert all(engine.closed for engine in engines.made)
 
 
+@pytest.mark.parametrize("given", [0, BLACK, [ScriptedSource([frame(0)]), "clip.mp4"]])
+def test_what_is_no_source_is_refused_with_a_hint(given: Any) -> None:
+    """A number, as other libraries name cameras, a frame, addresses in a list; what was a source is closed again."""
+    with pytest.raises(SourceError, match=r"is no source.*one address"):
+        live(given)
+    assert not isinstance(given, list) or given[0].closed
+
+
 def test_the_source_is_closed_when_the_bundle_does_not_load() -> None:
     """An unknown head, or an engine that fails, leaves no open camera."""
     source = ScriptedSource([frame(0)])

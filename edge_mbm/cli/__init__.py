@@ -42,6 +42,7 @@ The usual order, on the workstation and then on the device:
   edge-mbm compare old.mbm model.mbm          what changed between the two
   edge-mbm doctor                             what this machine lacks
   edge-mbm compile model.mbm                  TensorRT engines for its GPU
+  edge-mbm cache ls                           the engines that are there
   edge-mbm verify model.mbm                   the right answers on it?
   edge-mbm bench model.mbm                    how fast on it?
   edge-mbm run model.mbm --source clip.mp4    stream a recording

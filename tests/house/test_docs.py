@@ -48,6 +48,7 @@ FILE = re.compile(r"(?<![\w./~-])[\w-][\w./-]*\.(?:py|toml|sh|md|svg|service|rul
 MADE = {"nightly/recipes.md", "recipe.toml"}
 # Modules to run, and names, that are somebody else's.
 OF_OTHERS = ("build", "CompressedVideo")
+EXAMPLES = r"^ *from (zoo|digest|av_digits|moving_digits)\b"
 # Names in a recording, which look like modules of ours.
 IN_RECORDINGS = {"edge_mbm.Vector", "edge_mbm.recording"}
 # What a parser says where a file is not here or --help ends it (code 0), and of a command without its arguments.
@@ -114,6 +115,16 @@ def command_lines(page: str) -> Iterator[str]:
     for block in [*fenced(page, "bash"), *indented]:
         for line in block.replace("\\\n", " ").splitlines():
             yield re.sub(r"(^|\s)#.*", "", line).strip()
+
+
+def test_the_pages_are_read() -> None:
+    """The patterns find what the pages hold; with nothing found, every test below would pass."""
+    commands = [line for page in PAGES for line in command_lines(page) if invoked(line)]
+    assert len(PAGES) > 30
+    assert len(commands) > 40
+    assert len([span for page in PAGES for span in inline(page)]) > 500
+    assert len([snippet for page in PAGES for snippet in fenced(page, "python")]) > 5
+    assert len([call for page in PAGES for call in nodes(page, ast.Call)]) > 50
 
 
 # Links
@@ -229,18 +240,39 @@ def test_every_option_that_is_named_exists(page: str) -> None:
     assert [option for option in sorted(named) if option not in words()] == []
 
 
+def programs(line: str) -> Iterator[tuple[str, list[str]]]:
+    """What a line calls by ``python FILE``, ``python -m MODULE`` or ``edge-mbm demo NAME``, with its options."""
+    calls = re.findall(r"(?:python (?:-m ([\w.]+)|([\w/]+\.py))|edge-mbm demo ([\w-]+))([^|>&`]*)", line)
+    for module, script, demo, rest in calls:
+        if module in OF_OTHERS:
+            continue
+        name = next((entry.program for entry in DEMOS if entry.name == demo), module)
+        inside = name if name.endswith(".py") else f"{name.replace('.', '/')}.py"
+        yield script or f"examples/{inside}", re.findall(r"(?<!\S)--?[a-z][a-z-]*", rest)
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_program_that_is_called_takes_its_options(page: str) -> None:
-    """``python FILE`` and ``python -m MODULE`` of a block or a sentence have each option that is given."""
-    wrong = []
-    for line in [*command_lines(page), *inline(page)]:
-        for module, script, rest in re.findall(r"python (?:-m ([\w.]+)|([\w/]+\.py))([^|>&]*)", line):
-            program = script or f"examples/{module.replace('.', '/')}.py"
-            if module in OF_OTHERS:
-                continue
-            missing = [option for option in re.findall(r"--[a-z-]+", rest) if f'"{option}"' not in text(program)]
-            wrong += [(program, option) for option in missing]
-    assert wrong == []
+    """What a block or a sentence calls has each option that is given."""
+    given = [call for line in [*command_lines(page), *inline(page)] for call in programs(line)]
+    assert [
+        (program, option) for program, options in given for option in options if f'"{option}"' not in text(program)
+    ] == []
+
+
+def needs_the_examples(line: str) -> bool:
+    """Whether a line calls a program that imports what only ``PYTHONPATH=examples`` finds."""
+    imports = [text(program) for program, _ in programs(line) if "python " in line]
+    return any(re.search(EXAMPLES, source, re.MULTILINE) and "sys.path" not in source for source in imports)
+
+
+@pytest.mark.parametrize("page", [*PAGES, *(path for path in tracked() if re.match(r"export/.*toml", path))])
+def test_every_program_that_is_called_finds_what_it_imports(page: str) -> None:
+    """Calls of programs that use the examples' packages say where these are, in recipes' comments too."""
+    if "export PYTHONPATH=examples" in text(page):
+        return
+    calls = [line for line in text(page).splitlines() if needs_the_examples(line)]
+    assert [line for line in calls if "PYTHONPATH=examples" not in line] == []
 
 
 @pytest.mark.parametrize("page", PAGES)

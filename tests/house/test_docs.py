@@ -165,6 +165,20 @@ def test_every_file_that_is_named_exists(page: str) -> None:
     assert sorted(name for name in named if not is_tracked(name)) == []
 
 
+@pytest.mark.parametrize("folder", ["export", "calibration", "runtime", "benchmarks", "examples"])
+def test_a_folders_page_names_what_is_in_it(folder: str) -> None:
+    """Whoever looks for a recipe, a set, a benchmark or an example finds it on its folder's page."""
+    held = {path.split("/")[1] for path in tracked() if path.startswith(f"{folder}/")} - {"README.md"}
+    named = text(f"{folder}/README.md")
+    assert [name for name in sorted(held) if name not in named] == []
+
+
+def test_the_first_page_names_every_page_of_docs() -> None:
+    """Each page of docs/ can be found from the README."""
+    pages = [path for path in PAGES if re.fullmatch(r"docs/[\w-]+\.md", path)]
+    assert [page for page in pages if page.removeprefix("docs/") not in text("README.md")] == []
+
+
 # The command line
 
 

@@ -240,6 +240,23 @@ def test_every_command_that_the_prose_names_exists(page: str) -> None:
     assert [(words, wrong) for words in named if (wrong := trouble(words, whole=False))] == []
 
 
+def helps(command: Any) -> Iterator[str]:
+    """The help of a command and of those inside it."""
+    yield command.help or ""
+    for inner in getattr(command, "commands", {}).values():
+        yield from helps(inner)
+
+
+def test_every_example_in_the_help_is_taken() -> None:
+    """What ``--help`` shows to type, the usual order of commands included, its own parser takes."""
+    examples = [
+        re.findall(r"^(?:Example:|  +)\s*edge-mbm (.*?)(?:   .*)?$", text, re.M) for text in helps(command_tree())
+    ]
+    calls = [shlex.split(line) for line in itertools.chain(*examples)]
+    assert len(calls) > 25
+    assert [(words, wrong) for words in calls if (wrong := trouble(words, whole=True))] == []
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_demo_that_is_named_exists(page: str) -> None:
     """``edge-mbm demo NAME`` has an example of that name."""

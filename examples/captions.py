@@ -30,11 +30,13 @@ def prepare() -> None:
     """The model and the bundle, made once."""
     captioner.main([str(ROOT / ".cache" / "zoo" / "captioner")])
     if not BUNDLE.exists():
+        from edge_mbm.cli.bars import ExportBars  # noqa: PLC0415 - for the workstation
         from edge_mbm.export import export_bundle  # noqa: PLC0415 - brings torch, which a device lacks
 
         BUNDLE.parent.mkdir(parents=True, exist_ok=True)
         print("exporting, once: a few minutes")
-        export_bundle(ROOT / "export" / "captions.toml", BUNDLE)
+        with ExportBars() as bars:
+            export_bundle(ROOT / "export" / "captions.toml", BUNDLE, bars)
 
 
 def frames() -> Iterator[captioner.Scene]:

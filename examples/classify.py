@@ -25,10 +25,12 @@ def prepare() -> None:
     """The bundle and the film, made once."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     if not BUNDLE.exists():
+        from edge_mbm.cli.bars import ExportBars  # noqa: PLC0415 - for the workstation
         from edge_mbm.export import export_bundle  # noqa: PLC0415 - brings torch, which a device lacks
 
         print("exporting, once: a quarter of an hour and more on two cores")
-        export_bundle(ROOT / "export" / "efficientnet_lite0.toml", BUNDLE)
+        with ExportBars() as bars:
+            export_bundle(ROOT / "export" / "efficientnet_lite0.toml", BUNDLE, bars)
     if not FILM.exists():
         from zoo.film import write_film  # noqa: PLC0415 - encoding is for the workstation
         from zoo.photos import LABELS, on_grey  # noqa: PLC0415

@@ -71,11 +71,13 @@ class World:
 def prepare() -> None:
     """The bundle, made once."""
     if not BUNDLE.exists():
+        from edge_mbm.cli.bars import ExportBars  # noqa: PLC0415 - for the workstation
         from edge_mbm.export import export_bundle  # noqa: PLC0415 - brings torch, which a device lacks
 
         print("training and exporting, once: some minutes on two cores")
         BUNDLE.parent.mkdir(parents=True, exist_ok=True)
-        export_bundle(ROOT / "export" / "clip_motion.toml", BUNDLE)
+        with ExportBars() as bars:
+            export_bundle(ROOT / "export" / "clip_motion.toml", BUNDLE, bars)
 
 
 def main(head: str = "attention", *flags: str) -> None:

@@ -29,11 +29,13 @@ def prepare() -> None:
 
     FOLDER.mkdir(parents=True, exist_ok=True)
     if not BUNDLE.exists():
+        from edge_mbm.cli.bars import ExportBars  # noqa: PLC0415 - for the workstation
         from edge_mbm.export import export_bundle  # noqa: PLC0415 - as above
 
         whisper.main([str(ROOT / ".cache" / "zoo")])
         print("exporting, once: some twenty minutes on two cores")
-        export_bundle(ROOT / "export" / "whisper.toml", BUNDLE)
+        with ExportBars() as bars:
+            export_bundle(ROOT / "export" / "whisper.toml", BUNDLE, bars)
     if not SOUND.exists():
         pause = np.zeros(speech.RATE, np.float32)
         read = [speech.read_wave(clip.read_bytes()) for clip in speech.read_aloud("librivox")[:3]]

@@ -103,12 +103,14 @@ def main(bundle: str) -> None:
 
 def exported() -> str:
     """The bundle, made now if it is not there yet."""
+    from edge_mbm.cli.bars import ExportBars  # noqa: PLC0415 - for the workstation
     from edge_mbm.export import export_bundle  # noqa: PLC0415 - brings torch, which a device lacks
 
     bundle = ROOT / "build" / "imu_posture" / "imu_posture.mbm"
     if not bundle.exists():
         bundle.parent.mkdir(parents=True, exist_ok=True)
-        export_bundle(ROOT / "export" / "imu_posture.toml", bundle)
+        with ExportBars() as bars:
+            export_bundle(ROOT / "export" / "imu_posture.toml", bundle, bars)
     return str(bundle)
 
 

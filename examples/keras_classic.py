@@ -128,11 +128,13 @@ def stream() -> None:
 
 def main() -> None:
     """Model, export, proof, stream."""
+    from edge_mbm.cli.bars import ExportBars  # noqa: PLC0415 - for the workstation
     from edge_mbm.export import export_bundle  # noqa: PLC0415 - brings torch, which a device lacks
 
     if not MODEL.exists():
         save_model()
-    manifest = export_bundle(ROOT / "export" / "keras_classic.toml", BUNDLE)
+    with ExportBars() as bars:
+        manifest = export_bundle(ROOT / "export" / "keras_classic.toml", BUNDLE, bars)
     with edge_mbm.load(BUNDLE) as bundle:
         verify_bundle(bundle).check()
     error = manifest.components["match"].variants["fp32"].error

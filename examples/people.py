@@ -30,11 +30,13 @@ def prepare() -> None:
 
     FOLDER.mkdir(parents=True, exist_ok=True)
     if not BUNDLE.exists():
+        from edge_mbm.cli.bars import ExportBars  # noqa: PLC0415 - for the workstation
         from edge_mbm.export import export_bundle  # noqa: PLC0415 - as above
 
         print("exporting, once: some minutes on two cores")
         faces.main([str(ROOT / ".cache" / "zoo")])
-        export_bundle(ROOT / "export" / "people.toml", BUNDLE)
+        with ExportBars() as bars:
+            export_bundle(ROOT / "export" / "people.toml", BUNDLE, bars)
     if not FILM.exists():
         people_film.make(BUNDLE, FILM, FACES, VOICES)
 

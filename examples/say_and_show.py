@@ -35,12 +35,14 @@ def prepare() -> None:
 
     FOLDER.mkdir(parents=True, exist_ok=True)
     if not BUNDLE.exists():
+        from edge_mbm.cli.bars import ExportBars  # noqa: PLC0415 - for the workstation
         from edge_mbm.export import export_bundle  # noqa: PLC0415 - as above
 
         minilm.main([str(ROOT / ".cache" / "zoo" / "minilm")])
         whisper.main([str(ROOT / ".cache" / "zoo")])
         print("exporting, once: some twenty minutes on two cores")
-        export_bundle(ROOT / "export" / "say_and_show.toml", BUNDLE)
+        with ExportBars() as bars:
+            export_bundle(ROOT / "export" / "say_and_show.toml", BUNDLE, bars)
     if not (FILM.exists() and SOUND.exists()):
         takes = shown_and_said()
         write_film(FILM, [(image, name) for name, image, _ in takes], SECONDS)

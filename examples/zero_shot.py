@@ -38,11 +38,13 @@ def prepare() -> None:
     if not BUNDLE.exists():
         from zoo import minilm  # noqa: PLC0415
 
+        from edge_mbm.cli.bars import ExportBars  # noqa: PLC0415 - for the workstation
         from edge_mbm.export import export_bundle  # noqa: PLC0415 - brings torch, which a device lacks
 
         minilm.main([str(ROOT / ".cache" / "zoo" / "minilm")])
         print("exporting, once: some ten minutes on two cores")
-        export_bundle(ROOT / "export" / "zero_shot.toml", BUNDLE)
+        with ExportBars() as bars:
+            export_bundle(ROOT / "export" / "zero_shot.toml", BUNDLE, bars)
     if not FILM.exists():
         from zoo.film import write_film  # noqa: PLC0415 - encoding is for the workstation
         from zoo.photos import on_grey  # noqa: PLC0415

@@ -44,11 +44,12 @@ The usual order, on the workstation and then on the device:
   edge-mbm compare old.mbm model.mbm          what changed between the two
   edge-mbm doctor                             what this machine lacks
   edge-mbm compile model.mbm                  TensorRT engines for its GPU
+  edge-mbm cache ls                           the engines that are there
   edge-mbm verify model.mbm                   the right answers on it?
   edge-mbm bench model.mbm                    how fast on it?
   edge-mbm run model.mbm --source clip.mp4    stream a recording
   edge-mbm top model.mbm --source clip.mp4    and watch it at work
-  edge-mbm record --video URI -o s.mcap       keep what sensors gave
+  edge-mbm record --video ADDRESS -o s.mcap   keep what sensors gave
   edge-mbm replay s.mcap -b model.mbm         and stream it again
   edge-mbm gallery list people.json           who is known by face
   edge-mbm demo zero-shot                     one of the examples

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    MofNCompleteColumn,
     Progress,
     ProgressColumn,
     TaskID,
@@ -15,12 +16,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from edge_mbm.cli.terminal import clean
+from edge_mbm.cli.terminal import clean, human
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["StageBars"]
+__all__ = ["ExportBars", "StageBars"]
 
 
 class StageBars:
@@ -67,3 +68,18 @@ class StageBars:
         if self._task is not None:
             self._progress.update(self._task, completed=self._progress.tasks[self._task].total, what="")
             self._progress.stop_task(self._task)
+
+
+class ExportBars(StageBars):
+    """An export's ``Progress``, on stderr unless a console is given.
+
+    >>> with ExportBars() as bars:  # doctest: +SKIP
+    ...     export_bundle("recipe.toml", "model.mbm", bars)
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        super().__init__(console or human(to_stderr=True), MofNCompleteColumn(), width=42)
+
+    def step(self, what: str = "") -> None:
+        """See ``Progress.step``."""
+        self.update(what, advance=1)

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import MofNCompleteColumn
 
-from edge_mbm.cli.bars import StageBars
+from edge_mbm.cli.bars import ExportBars
 from edge_mbm.cli.options import Json
 from edge_mbm.cli.terminal import clean, figure, human, make_table, size, write_json
 from edge_mbm.errors import ExportError
@@ -85,7 +84,7 @@ def export(
         raise typer.BadParameter("say what to write, or take --dry-run or --lock", param_hint="--output")
     console = human(to_stderr=True)
     try:
-        with _Bars(console) as bars:
+        with ExportBars(console) as bars:
             manifest = export_bundle(recipe, output, bars, targets=target or ())
     except ExportError as error:
         # Its first line is the error's; the rest, what was tried and how it went, is a list to be read as one.
@@ -146,16 +145,6 @@ def _summary(name: str, component: PlannedComponent) -> str:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-
-
-class _Bars(StageBars):
-    """The export's ``Progress``."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__(console, MofNCompleteColumn(), width=42)
-
-    def step(self, what: str = "") -> None:
-        self.update(what, advance=1)
 
 
 def _print(manifest: Manifest, output: Path, console: Console) -> None:

@@ -22,7 +22,7 @@ gallery_app = typer.Typer(
 )
 
 GalleryPath: TypeAlias = Annotated[
-    Path, typer.Argument(metavar="GALLERY", help="The gallery's file; the first person makes it.", show_default=False)
+    Path, typer.Argument(metavar="GALLERY", help="The gallery's file; enrol and calibrate make it.", show_default=False)
 ]
 Photos: TypeAlias = Annotated[
     list[Path], typer.Argument(metavar="PHOTO...", help="Photos, or folders of them.", show_default=False)

@@ -52,13 +52,13 @@ def record(
     *,
     video: Annotated[
         str | None,
-        typer.Option("--video", metavar="URI", help="Camera, stream or file with pictures.", show_default=False),
+        typer.Option("--video", metavar="ADDRESS", help="Camera, stream or file with pictures.", show_default=False),
     ] = None,
     audio: Annotated[
         str | None,
         typer.Option(
             "--audio",
-            metavar="URI",
+            metavar="ADDRESS",
             help="Microphone, stream or file with sound; the same as --video for both from one.",
             show_default=False,
         ),

@@ -164,8 +164,7 @@ class _Config:
         self.default_device_type = _DeviceType.GPU
 
     def can_run_on_DLA(self, layer: Any) -> bool:  # noqa: N802 - TensorRT's name
-        assert self.profiles, "sizes that are free cannot run there"
-        return bool(layer.on_dla)
+        return bool(layer.on_dla) and not any(-1 in value.shape for value in layer.network.inputs)
 
     def set_memory_pool_limit(self, pool: str, size: int) -> None:
         assert pool == "workspace"
@@ -241,7 +240,7 @@ class _Parser:
         self._network.num_inputs = len(self._network.inputs)
         self._network.get_input = lambda index: self._network.inputs[index]
         self._network.graph = graph
-        made = [_layer(index, *one) for index, one in enumerate(self._trt.dla.layers)]
+        made = [_layer(self._network, index, *one) for index, one in enumerate(self._trt.dla.layers)]
         self._network.num_layers, self._network.get_layer = len(made), made.__getitem__
         return True
 
@@ -252,10 +251,9 @@ class _Parser:
         return SimpleNamespace(node_name=lambda: "make_y", node_operator=lambda: "Relu", desc=lambda: self._trt.refuses)
 
 
-def _layer(index: int, kind: str, on_dla: bool) -> Any:
-    return SimpleNamespace(
-        name=f"layer_{index}", type=_LayerType[kind], on_dla=on_dla, num_inputs=0, num_outputs=0, precision=None
-    )
+def _layer(network: Any, index: int, kind: str, on_dla: bool) -> Any:
+    known = {"name": f"layer_{index}", "type": _LayerType[kind], "on_dla": on_dla, "network": network}
+    return SimpleNamespace(**known, num_inputs=0, num_outputs=0, precision=None)
 
 
 class _Runtime:

@@ -59,12 +59,14 @@ def prepare(folder: Path) -> None:
         return
     from zoo import minilm  # noqa: PLC0415 - for the workstation
 
+    from edge_mbm.cli.bars import ExportBars  # noqa: PLC0415 - for the workstation
     from edge_mbm.export import export_bundle  # noqa: PLC0415 - brings torch, which a device lacks
 
     minilm.main([str(ROOT / ".cache" / "zoo" / "minilm")])
     for name in lacking:
         print(f"exporting {name}, once")
-        export_bundle(ROOT / "export" / f"{name}.toml", folder / f"{name}.mbm")
+        with ExportBars() as bars:
+            export_bundle(ROOT / "export" / f"{name}.toml", folder / f"{name}.mbm", bars)
 
 
 def joined_film() -> Path:

@@ -137,7 +137,7 @@ def recordings(split: str) -> Iterator[Photo]:
 def main(arguments: list[str]) -> int:
     """Copy the detector's graph to a folder, where the recipe looks for it."""
     if len(arguments) != 1:
-        print("usage: python examples/zoo/faces.py FOLDER", file=sys.stderr)
+        print("usage: PYTHONPATH=examples python -m zoo.faces FOLDER", file=sys.stderr)
         return 2
     Path(arguments[0]).mkdir(parents=True, exist_ok=True)
     print(shutil.copy(detector_graph(), arguments[0]))

@@ -4,7 +4,7 @@ BERT as in Devlin et al. 2018 (arXiv:1810.04805), post-norm, with mean pooling (
 arXiv:1908.10084). Attention is written out in matrix products and a softmax, which every exporter and every quantizer
 knows.
 
-    python examples/zoo/minilm.py .cache/zoo/minilm
+    PYTHONPATH=examples python -m zoo.minilm .cache/zoo/minilm
     edge-mbm export export/sentence_embedding.toml -o sentences.mbm
 """
 
@@ -184,7 +184,7 @@ def _renamed(weights: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
 def main(arguments: list[str]) -> int:
     """Copy the tokenizer to a folder, where the recipe looks for it."""
     if len(arguments) != 1:
-        print("usage: python examples/zoo/minilm.py FOLDER", file=sys.stderr)
+        print("usage: PYTHONPATH=examples python -m zoo.minilm FOLDER", file=sys.stderr)
         return 2
     folder = Path(arguments[0])
     folder.mkdir(parents=True, exist_ok=True)

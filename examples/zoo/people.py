@@ -1,7 +1,7 @@
 """Who is seen and heard: faces by CenterFace and dlib's ResNet, voices by Resemblyzer's layers; and how good they are.
 
     edge-mbm export export/people.toml -o people.mbm
-    python examples/zoo/people.py people.mbm
+    PYTHONPATH=examples python -m zoo.people people.mbm
 
 The second line prints the figures of `docs/face-recognition.md`. The photos come without names: two faces of one photo
 are of two people, and a photo that was turned, shrunk, darkened or blurred shows the same ones again. That is less than
@@ -352,7 +352,7 @@ def people_of(albums: Sequence[Album], voices: Voices, sound: str) -> tuple[dict
 def main(arguments: Sequence[str]) -> int:
     """Print the figures of a bundle."""
     if len(arguments) != 1:
-        print("usage: python examples/zoo/people.py BUNDLE", file=sys.stderr)
+        print("usage: PYTHONPATH=examples python -m zoo.people BUNDLE", file=sys.stderr)
         return 2
     with edge_mbm.load(arguments[0]) as bundle, bundle.session(SessionOptions(heads=("who",))) as session:
         paths = faces.photo_paths()

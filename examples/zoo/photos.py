@@ -17,10 +17,11 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
 
 from edge_mbm.errors import EdgeMbmError
@@ -313,10 +314,21 @@ def _mixed(rng: np.random.Generator, count: int, share_augmented: float) -> Iter
 
 def read(path: Path) -> Image:
     """RGB, its shorter side at most ``_SIDE``."""
+    return _small(_decode(path, "RGB"))
+
+
+def _decode(path: Path, mode: Literal["RGB", "RGBA"]) -> Image:
+    """PNG by Pillow, since OpenCV's libpng complains of profiles on stderr; what JPEG gives depends on the decoder."""
+    unreadable = EdgeMbmError(f"the picture {path} is missing or cannot be read: install its package again")
+    if path.suffix == ".png":
+        try:
+            return np.asarray(PIL.Image.open(path).convert(mode))
+        except OSError as error:
+            raise unreadable from error
     bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if bgr is None:
-        raise EdgeMbmError(f"the photo {path} is missing or cannot be read: install its package again")
-    return _small(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB))
+        raise unreadable
+    return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def _small(image: Any) -> Image:
@@ -329,13 +341,9 @@ def _small(image: Any) -> Image:
 def _cutout(name: str) -> Image:
     """uint8[H, W, 4], RGBA, without the empty border."""
     path = _folder(STAMPS, "tuxpaint-stamps-default") / f"{name}.png"
-    bgra = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if bgra is None or bgra.ndim != 3:
-        raise EdgeMbmError(f"the picture {path} is missing or has no colours: install tuxpaint-stamps-default again")
-    if bgra.shape[2] == 3:
-        bgra = cv2.cvtColor(bgra, cv2.COLOR_BGR2BGRA)
-    x, y, width, height = cv2.boundingRect((bgra[..., 3] > 8).astype(np.uint8))
-    return _small(cv2.cvtColor(np.ascontiguousarray(bgra[y : y + height, x : x + width]), cv2.COLOR_BGRA2RGBA))
+    rgba = _decode(path, "RGBA")
+    x, y, width, height = cv2.boundingRect((rgba[..., 3] > 8).astype(np.uint8))
+    return _small(np.ascontiguousarray(rgba[y : y + height, x : x + width]))
 
 
 def _on_grey(cutout: Image) -> Image:

@@ -5,7 +5,7 @@ MiniLM: the conversion of one modality to another. So both are points in one spa
 points too, and a fusion is a weighted mean of the two: with equal weights, by how sure each modality is of itself, or
 by an attention that is trained. Where one is missing, the other has all the weight.
 
-    python examples/zoo/minilm.py .cache/zoo/minilm && python examples/zoo/whisper.py .cache/zoo
+    PYTHONPATH=examples python -m zoo.minilm .cache/zoo/minilm && PYTHONPATH=examples python -m zoo.whisper .cache/zoo
     edge-mbm export export/say_and_show.toml -o say_and_show.mbm
     PYTHONPATH=examples python -m zoo.say_and_show [say_and_show.mbm]    # the table; and the bundle held against it
 

@@ -4,7 +4,7 @@ Lin et al. 2020 (arXiv:2002.01322): a convolutional network that makes 96 number
 layer learns words from a few examples. The recipe takes the network's own ONNX file as the encoder of a sensor that
 gives features; sound to features is rebuilt here in torch from the numbers in the other file.
 
-    python examples/zoo/speech_embedding.py .cache/zoo
+    PYTHONPATH=examples python -m zoo.speech_embedding .cache/zoo
     edge-mbm export export/speech_embedding.toml -o speech.mbm
 """
 
@@ -228,7 +228,7 @@ def _placed(clip: NDArray[np.float32], place: float) -> NDArray[np.float32]:
 def main(arguments: list[str]) -> int:
     """Copy the network to a folder, where the recipe looks for it."""
     if len(arguments) != 1:
-        print("usage: python examples/zoo/speech_embedding.py FOLDER", file=sys.stderr)
+        print("usage: PYTHONPATH=examples python -m zoo.speech_embedding FOLDER", file=sys.stderr)
         return 2
     folder = Path(arguments[0])
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ and the ten most probable ones' names, as MiniLM embeds them, are summed with th
 among sentences, and a prompt is near it that means something like what was seen, though no picture was ever shown for
 it.
 
-    python examples/zoo/minilm.py .cache/zoo/minilm
+    PYTHONPATH=examples python -m zoo.minilm .cache/zoo/minilm
     edge-mbm export export/zero_shot.toml -o zero_shot.mbm
     PYTHONPATH=examples python -m zoo.zero_shot zero_shot.mbm    # against torch, on the stamps and their names
 """

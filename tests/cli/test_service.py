@@ -138,15 +138,18 @@ def unit() -> dict[str, dict[str, list[str]]]:
 
 @needs_unit
 def test_the_unit_starts_what_exists(cli: Callable[..., Any]) -> None:
-    """The command and its options are the program's; the file that names bundle and source names both."""
+    """The command and its options are the program's; the file that names bundle and options names both."""
     [start] = unit()["Service"]["ExecStart"]
     program, command, bundle, *options = start.split()
     assert (Path(program).name, command, bundle) == ("edge-mbm", "run", "${EDGE_MBM_BUNDLE}")
     shown = re.sub(r"\x1b\[[0-9;]*m", "", cli("run", "--help").out)
-    assert options == ["--source", "${EDGE_MBM_SOURCE}", "--service"]
-    assert all(option in shown for option in options if option.startswith("--"))
-    names = {line.partition("=")[0] for line in (ROOT / "runtime/edge-mbm.env").read_text().splitlines()}
-    assert {"EDGE_MBM_BUNDLE", "EDGE_MBM_SOURCE", "EDGE_MBM_LOG_LEVEL"} <= names
+    # Without braces: systemd divides the value into words.
+    assert options == ["$EDGE_MBM_OPTIONS", "--service"]
+    lines = [line.removeprefix("# ") for line in (ROOT / "runtime/edge-mbm.env").read_text().splitlines()]
+    said = [line.partition("=")[2] for line in lines if line.startswith("EDGE_MBM_OPTIONS=")]
+    assert len(said) == 2
+    assert all(word in shown for line in (*said, *options) for word in line.split() if word.startswith("--"))
+    assert {"EDGE_MBM_BUNDLE", "EDGE_MBM_LOG_LEVEL"} <= {line.partition("=")[0] for line in lines}
 
 
 @needs_unit

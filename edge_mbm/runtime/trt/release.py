@@ -184,6 +184,8 @@ class Release:
             config.builder_optimization_level = settings.level
         config.profiling_verbosity = self.trt.ProfilingVerbosity.DETAILED  # so that precisions can be read back
         dla = settings.dla_share is not None
+        if dla:
+            _fix_sizes(network)
         if not self.is_strongly_typed(dla=dla):
             self._allow_types(config, network)
         self._set_capability(config, settings.capability)
@@ -245,10 +247,8 @@ class Release:
     def _add_profile(self, builder: Any, network: Any, config: Any) -> None:
         """Every free size is 1: a stream's calls are of batch 1."""
         profile = builder.create_optimization_profile()
-        inputs = [network.get_input(index) for index in range(network.num_inputs)]
-        free = [value for value in inputs if -1 in tuple(value.shape)]
-        for value in free:
-            shape = tuple(1 if size == -1 else size for size in value.shape)
+        free = list(_free_inputs(network))
+        for value, shape in free:
             profile.set_shape(value.name, shape, shape, shape)
         if free:
             config.add_optimization_profile(profile)
@@ -324,6 +324,20 @@ def _monitor(trt: Any, stepped: Stepped) -> Any:
             stepped(phase_name, parent, -1, total)
 
     return Monitor()
+
+
+def _free_inputs(network: Any) -> Iterator[tuple[Any, tuple[int, ...]]]:
+    """Inputs with a free size, and their shapes with 1 in its place."""
+    for index in range(network.num_inputs):
+        value = network.get_input(index)
+        if -1 in tuple(value.shape):
+            yield value, tuple(1 if size == -1 else size for size in value.shape)
+
+
+def _fix_sizes(network: Any) -> None:
+    """The DLA takes no free sizes, and not every release takes a profile's word for it."""
+    for value, shape in _free_inputs(network):
+        value.shape = shape
 
 
 def _layers(network: Any) -> Iterator[Any]:

@@ -337,9 +337,13 @@ class Session:
                 head.aligner.keep_newest(now)
 
     def is_over(self) -> bool:
-        """Whether no running head can give another result, since its pivot modality has ended."""
+        """Whether no running head can give another result, since its pivot modality has ended.
+
+        Where every head is disabled, one may be enabled again: it is over when that would be of no use.
+        """
         with self._lock:
-            return all(head.aligner.is_over() for head in self._heads if head.name not in self._disabled)
+            running = [head for head in self._heads if head.name not in self._disabled]
+            return all(head.aligner.is_over() for head in running or self._heads)
 
     def reads(self, encoder: str, modality: str) -> bool:
         """Whether an encoder reads a modality."""

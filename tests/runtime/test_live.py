@@ -464,6 +464,22 @@ def test_a_disabled_head_rests_with_its_encoders() -> None:
             stream.session.disable("smell")
 
 
+def test_a_stream_whose_only_head_is_disabled_goes_on() -> None:
+    """It rests, to save power, and answers again when it is enabled; when its source ends, so does the stream."""
+    source = GatedSource()
+    with live(source, clock=FakeClock()) as stream:
+        stream.session.disable("color")
+        assert stream.latest() is None
+        source.give(frame(0))
+        assert not stream.session.is_over()
+        stream.session.enable("color")
+        source.give(frame(10 * MS))
+        assert until(stream.latest).t_capture == 10 * MS
+        stream.session.disable("color")
+        source.end()
+        assert until(stream.session.is_over)
+
+
 def test_its_status_says_what_everything_does() -> None:
     """Sources with their state, encoders with their runs, heads with their last answer, and what was lost."""
     source = GatedSource()

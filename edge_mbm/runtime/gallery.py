@@ -97,16 +97,21 @@ class _File(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 def calibrate(genuine: object, impostor: object) -> Calibration:
     """The threshold at which the two rates of mistakes sum to the least; midway between the distances beside it.
 
+    It is above 0, for no two photos are as near as that.
+
     Args:
         genuine: distances between vectors of one person, [pairs].
         impostor: distances between vectors of two people, [pairs].
 
     Raises:
-        InputError: one of them is empty, or a distance is negative or not finite.
+        InputError: one of them is empty, a distance is negative or not finite, or all are 0.
     """
     same, other = _distances(genuine, "genuine"), _distances(impostor, "impostor")
     steps = np.unique(np.concatenate([same, other]))
     candidates = np.concatenate([[steps[0] / 2], (steps[1:] + steps[:-1]) / 2, [steps[-1]]])
+    candidates = candidates[candidates > 0]
+    if not len(candidates):
+        raise InputError("every distance is 0: the pairs are of the same photos. Give photos that differ")
     accepted = np.searchsorted(other, candidates, side="right")
     rejected = len(same) - np.searchsorted(same, candidates, side="right")
     best = int((accepted / len(other) + rejected / len(same)).argmin())

@@ -66,6 +66,8 @@ if TYPE_CHECKING:
 __all__ = ["Session", "SessionOptions"]
 
 _LONGEST_S = 3600
+_MOST_THREADS = 1024
+"""ONNX Runtime starts them all, and a slip of the keyboard would take minutes and the machine."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,10 @@ class SessionOptions:
 
     def __post_init__(self) -> None:
         """Raise InputError for a number out of range."""
-        if self.threads < 1 or self.max_pending < 1 or not 0 < self.audio_buffer_s <= 3600:
-            raise InputError("threads and max_pending are at least 1, audio_buffer_s is above 0 and at most 3600")
+        if not 1 <= self.threads <= _MOST_THREADS:
+            raise InputError(f"threads are from 1 to {_MOST_THREADS}, not {self.threads}")
+        if self.max_pending < 1 or not 0 < self.audio_buffer_s <= _LONGEST_S:
+            raise InputError(f"max_pending is at least 1, audio_buffer_s is above 0 and at most {_LONGEST_S}")
         if self.provider not in get_args(Provider):
             raise InputError(f"there is no provider '{self.provider}'; there are {', '.join(get_args(Provider))}")
         if self.dla and self.provider != "tensorrt":

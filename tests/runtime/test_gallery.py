@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from msgspec import structs
 
@@ -124,8 +124,10 @@ def test_a_name_can_be_printed(gallery: Gallery, name: str) -> None:
 
 @given(DISTANCES, DISTANCES)
 def test_no_other_threshold_does_better(genuine: list[float], impostor: list[float]) -> None:
-    """Against every threshold that could differ, counted one by one; the rates are those at the threshold."""
+    """Against every threshold that could differ, counted one by one; the rates are those at the threshold, above 0."""
+    assume(any(genuine) or any(impostor))
     found = calibrate(genuine, impostor)
+    assert found.threshold > 0
     assert _mistakes(found.threshold, genuine, impostor) == (found.false_accept.wrong, found.false_reject.wrong)
     achieved = found.false_accept.share + found.false_reject.share
     for threshold in (*genuine, *impostor, -1.0):
@@ -153,6 +155,12 @@ def test_pairs_that_say_nothing_are_refused(genuine: list[float], impostor: list
     """No threshold is better than one out of nothing."""
     with pytest.raises(InputError, match="distances must be finite"):
         calibrate(genuine, impostor)
+
+
+def test_pairs_of_the_same_photos_are_refused() -> None:
+    """They are as near as nothing else will be."""
+    with pytest.raises(InputError, match=r"every distance is 0.*Give photos that differ"):
+        calibrate([0.0, 0.0], [0.0])
 
 
 def test_the_threshold_survives_in_the_file(gallery: Gallery) -> None:

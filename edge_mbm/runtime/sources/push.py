@@ -17,6 +17,7 @@ from edge_mbm.runtime.source import Sample, Timing
 __all__ = ["ArraySource", "CallableSource", "FixedTextSource", "SensorSource", "TextSource"]
 
 _SECOND = 1_000_000_000
+_LEAST_HZ = 1e-6
 _WAIT_S = 0.1
 
 
@@ -87,8 +88,8 @@ class CallableSource:
         uncertainty_ns: int = 0,
         clock: Clock | None = None,
     ) -> None:
-        if not rate_hz > 0:
-            raise InputError(f"'{modality}' is read at a rate above 0 Hz, not {rate_hz}")
+        if not rate_hz >= _LEAST_HZ:
+            raise InputError(f"'{modality}' is read at {_LEAST_HZ:g} Hz or more, not {rate_hz:g}")
         self.modalities = (modality,)
         self.timing = Timing("monotonic", uncertainty_ns)
         self._read = read

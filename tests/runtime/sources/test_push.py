@@ -98,7 +98,7 @@ def test_closing_wakes_a_source_that_waits_for_its_turn() -> None:
     assert list(samples) == []
 
 
-@pytest.mark.parametrize("rate", [0, -1, float("nan")])
+@pytest.mark.parametrize("rate", [0, -1, float("nan"), 1e-300])
 def test_a_rate_is_above_zero(rate: float) -> None:
     """Anything else is refused on construction."""
     with pytest.raises(InputError, match="'imu'"):

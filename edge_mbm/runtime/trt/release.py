@@ -130,7 +130,7 @@ class Release:
 
         For the DLA NVIDIA's own tools use weak typing, as long as there is such a thing; 11 has none.
         """
-        if dla and hasattr(self.trt, "BuilderFlag") and hasattr(self.trt.BuilderFlag, "FP16"):
+        if dla and hasattr(self.trt.BuilderFlag, "FP16"):
             return False
         return hasattr(self.trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
 
@@ -185,14 +185,11 @@ class Release:
         config.profiling_verbosity = self.trt.ProfilingVerbosity.DETAILED  # so that precisions can be read back
         dla = settings.dla_share is not None
         if dla:
-            _fix_sizes(network)
+            self._prefer_dla(config, network)
         if not self.is_strongly_typed(dla=dla):
             self._allow_types(config, network)
         self._set_capability(config, settings.capability)
         self._add_profile(builder, network, config)
-        if dla:
-            config.default_device_type = self.trt.DeviceType.DLA
-            config.set_flag(self.trt.BuilderFlag.GPU_FALLBACK)
         config.set_timing_cache(config.create_timing_cache(settings.timing), False)
         return config
 
@@ -243,6 +240,13 @@ class Release:
             return
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(self.trt.ComputeCapability, capability), 0)
+
+    def _prefer_dla(self, config: Any, network: Any) -> None:
+        """The GPU takes what cannot run there. It takes no free sizes, and not every release a profile's word for it."""
+        for value, shape in _free_inputs(network):
+            value.shape = shape
+        config.default_device_type = self.trt.DeviceType.DLA
+        config.set_flag(self.trt.BuilderFlag.GPU_FALLBACK)
 
     def _add_profile(self, builder: Any, network: Any, config: Any) -> None:
         """Every free size is 1: a stream's calls are of batch 1."""
@@ -332,12 +336,6 @@ def _free_inputs(network: Any) -> Iterator[tuple[Any, tuple[int, ...]]]:
         value = network.get_input(index)
         if -1 in tuple(value.shape):
             yield value, tuple(1 if size == -1 else size for size in value.shape)
-
-
-def _fix_sizes(network: Any) -> None:
-    """The DLA takes no free sizes, and not every release takes a profile's word for it."""
-    for value, shape in _free_inputs(network):
-        value.shape = shape
 
 
 def _layers(network: Any) -> Iterator[Any]:

@@ -242,7 +242,7 @@ class Release:
         config.set_compute_capability(getattr(self.trt.ComputeCapability, capability), 0)
 
     def _prefer_dla(self, config: Any, network: Any) -> None:
-        """The GPU takes what cannot run there. It takes no free sizes, and not every release a profile's word for it."""
+        """With the GPU for what cannot run there. No size may be free; not every release takes a profile's word."""
         for value, shape in _free_inputs(network):
             value.shape = shape
         config.default_device_type = self.trt.DeviceType.DLA

@@ -19,8 +19,6 @@ from edge_mbm.runtime.clock import Clock, MonotonicClock
 from edge_mbm.runtime.engine import EngineLoader
 from edge_mbm.runtime.failures import Failures
 from edge_mbm.runtime.follower import Follower
-from edge_mbm.runtime.governor import Governor, GovernorOptions, levers
-from edge_mbm.runtime.heat import HeatReader
 from edge_mbm.runtime.log import warn
 from edge_mbm.runtime.plan import choose_heads
 from edge_mbm.runtime.result import Result
@@ -35,6 +33,9 @@ if TYPE_CHECKING:
     from asyncio import Future
 
     from typing_extensions import Self
+
+    from edge_mbm.runtime.governor import Governor, GovernorOptions
+    from edge_mbm.runtime.heat import HeatReader
 
 __all__ = ["Live", "open_live"]
 
@@ -140,8 +141,7 @@ class Live:
         self._clock = clock or MonotonicClock()
         self._realtime = realtime
         self._failures = Failures(max_failures)
-        self._governor = Governor(levers(session), governor) if realtime and governor is not None else None
-        self._heat = HeatReader() if self._governor is not None else None
+        self._governing = _governing(session, governor) if realtime and governor is not None else None
         self._wall = WallClock()
         self._tick_at = 0
         self._tap: Callable[[Sample], None] | None = None
@@ -224,7 +224,7 @@ class Live:
             encoders=encoders,
             heads=heads,
             losses=self.session.stats() | {"sources.refused": sum(capture.refused for capture in self._captures)},
-            notes=() if self._governor is None else self._governor.notes,
+            notes=() if self._governing is None else self._governing[0].notes,
         )
 
     def explain(self) -> dict[str, str]:
@@ -445,9 +445,10 @@ class Live:
             return
         self._tick_at = now + _SECOND
         self._wall.check()
-        if self._governor is None or self._heat is None:
+        if self._governing is None:
             return
-        for action in self._governor.update(self.status(), self._heat.read()):
+        governor, heat = self._governing
+        for action in governor.update(self.status(), heat.read()):
             self.session.hold_rate(action.encoder, action.min_interval_ns)
             warn(__name__, "%s", action.note)
 
@@ -563,6 +564,14 @@ def _said(manifest: Manifest, modality: str, text: str | Sequence[str]) -> str:
         text = "\n".join(as_text(line) for line in text)
     as_lines(text, lines)
     return as_text(text)
+
+
+def _governing(session: Session, options: GovernorOptions) -> tuple[Governor, HeatReader]:
+    """Imported here: most streams go without, and all would start later."""
+    from edge_mbm.runtime.governor import Governor, levers  # noqa: PLC0415 - see above
+    from edge_mbm.runtime.heat import HeatReader  # noqa: PLC0415
+
+    return Governor(levers(session), options), HeatReader()
 
 
 def _check_is_source(given: object) -> None:

@@ -532,7 +532,7 @@ class Strict:
 
 def test_what_the_governor_says_is_done(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Asked once a second of the stream's clock; frames that come too soon are left out, and the status says why."""
-    monkeypatch.setattr(edge_mbm.runtime.live, "Governor", Strict)
+    monkeypatch.setattr(edge_mbm.runtime.governor, "Governor", Strict)
     source, clock = GatedSource(), FakeClock()
     tiny = {"options": SessionOptions(heads=("color",)), "clock": clock, "load_engine": Engines()}
     with edge_mbm.open(tiny_bundle(), source, governor=GovernorOptions(), **tiny) as stream:
